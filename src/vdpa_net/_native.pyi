@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The Rust data plane: DMA space, dirty log, virtqueues, packet back ends, worker threads.
+
+Every call that may block (it waits for a worker to finish its batch) releases the GIL. Worker threads
+never take the GIL. Addresses are IOVAs, lengths are bytes, indices are virtqueue indices (2i receives,
+2i+1 transmits, 2 * queue_pairs is the control queue). Errors are those of `vdpa_net.errors`: DmaError,
+StateError, BackendError.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+class Mapping(NamedTuple):
+    """One entry of the DMA space. `address` is where this process sees it (for auditors, never to write)."""
+
+    iova: int
+    size_bytes: int
+    offset_bytes: int
+    readable: bool
+    writable: bool
+    address: int
+
+class Violation(NamedTuple):
+    """What the data plane recorded: `queue` (-1: none), a short `kind`, the offending value, the clause."""
+
+    queue: int
+    kind: str
+    value: int
+    clause: str
+    detail: str
+
+class DmaSpace:
+    """IOVA ranges on file descriptors, and the dirty log that lies in them. One per device."""
+
+    def __init__(self, max_maps: int = 1 << 20) -> None: ...
+    def map(self, iova: int, size: int, fd: int, offset: int, readable: bool, writable: bool) -> None:
+        """Map [iova, iova + size) to the file. The fd is not kept. Raises DmaError."""
+
+    def unmap(self, iova: int, size: int) -> None:
+        """Remove exactly one earlier map; on return no worker touches it. Raises DmaError(ENOENT)."""
+
+    def unmap_all(self) -> int:
+        """Remove every map; returns how many there were."""
+
+    def is_mapped(self, iova: int, size: int, writable: bool) -> bool: ...
+    def mappings(self) -> list[Mapping]: ...
+    def read(self, iova: int, size: int) -> bytes: ...
+    def write(self, iova: int, data: bytes) -> None:
+        """Store and mark, as every store to guest memory does."""
+
+    def start_log(self, base: int, end: int) -> None:
+        """Log dirty pages to [base, end) from now on; replaces a running log at once. Raises DmaError
+        (EINVAL: end <= base; EFAULT: not mapped writable) and then nothing has changed."""
+
+    def stop_log(self) -> None: ...
+    def log_range(self) -> tuple[int, int] | None:
+        """(base, end) of the running log."""
+
+    def barrier(self) -> None:
+        """Return when every mark of every earlier write has been made."""
+
+    def set_mark_fault(self, rate: float, seed: int) -> None:
+        """Fault: drop this share (0..1) of marks, counted as `marks_dropped_by_fault`."""
+
+    def record_marks(self, on: bool) -> None:
+        """Keep a copy of every bit set in a log from the next start on (survives a change of log)."""
+
+    def marked_pages(self) -> bytes:
+        """That copy: bit p % 8 of byte p // 8 is page p."""
+
+    def log_counters(self) -> dict[str, int]:
+        """marks, pages_marked (0 -> 1), log_overflow, log_unmapped, marks_dropped_by_fault."""
+
+    def take_violations(self) -> list[Violation]: ...
+
+class Loopback:
+    """What is transmitted on a pair comes back on the same pair's receive queue. Bounded; drops counted."""
+
+    def __init__(self, queue_pairs: int = 1, depth_packets: int = 1024) -> None: ...
+
+class Tap:
+    """Packets on open tap file descriptors, one per queue pair, with a virtio-net header of 12 bytes."""
+
+    def __init__(self, fds: list[int]) -> None:
+        """The fds are duplicated and made non-blocking. Raises BackendError."""
+
+class DataPlane:
+    """The virtqueues of one device, one worker thread per queue pair."""
+
+    def __init__(
+        self, space: DmaSpace, backend: Loopback | Tap, queue_pairs: int, control_queue: bool = True
+    ) -> None: ...
+    def start_queue(
+        self,
+        index: int,
+        size: int,
+        desc: int,
+        driver: int,
+        device: int,
+        last_avail_idx: int,
+        used_idx: int,
+        features: int,
+    ) -> None:
+        """Start a stopped split queue (virtio 1.3 names: queue_desc, queue_driver, queue_device) at the
+        given indices with the negotiated features. It is scanned at once, without waiting for a kick.
+        Raises StateError if it runs, DmaError if the rings are not mapped or are misaligned."""
+
+    def stop_queue(self, index: int) -> tuple[int, int]:
+        """Drain and stop; returns the final (last_avail_idx, used_idx). On return no DMA of the queue is
+        in flight, none follows, its marks are made. TX: all descriptors available now are sent. RX: what
+        the back end has queued now is delivered while buffers last; untouched buffers stay available."""
+
+    def ring_state(self, index: int) -> tuple[int, int]:
+        """Snapshot (running) or final state (stopped)."""
+
+    def is_running(self, index: int) -> bool: ...
+    def set_kick(self, index: int, fd: int | None) -> None:
+        """Use (a duplicate of) this eventfd as the queue's kick besides its own; None: only its own."""
+
+    def kick(self, index: int) -> None: ...
+    def kick_fd(self, index: int) -> int:
+        """The queue's own kick eventfd, borrowed: valid while this object lives."""
+
+    def set_call(self, index: int, fd: int | None) -> None:
+        """Signal this eventfd (duplicated) when used buffers are to be announced. An interrupt that was due
+        while there was none is raised when one comes."""
+
+    def interrupt(self, index: int) -> None:
+        """Raise the queue's interrupt now, whatever suppression says."""
+
+    def process_control(self, handler: Callable[[bytes], bytes]) -> int:
+        """Serve every available control chain: readable bytes in, bytes to write back out. Returns how many."""
+
+    def transmit(self, frame: bytes) -> None:
+        """Send one frame (no virtio-net header) through the back end, for announcements. Raises BackendError."""
+
+    def flush_backend(self) -> int:
+        """Drop what the back end has queued for reception; returns the number of packets."""
+
+    def queue_counters(self, index: int) -> dict[str, int]:
+        """packets, bytes, kicks, interrupts, chains and drops_<reason>, since creation. TX: drops_bad_header,
+        drops_too_long, drops_backend. RX: drops_no_buffer, drops_too_long."""
+
+    def event_fd(self) -> int:
+        """Borrowed eventfd that is signalled when a violation was recorded or a queue broke."""
+
+    def take_violations(self) -> list[Violation]: ...
+    def broken_queues(self) -> list[int]:
+        """Queues stopped by a fault in their ring (a reset mends them)."""
+
+    def close(self) -> None:
+        """Stop every queue and thread."""
+
+class KickRelay:
+    """Forwards eventfd signals: whatever arrives at a source is written to its target. One thread."""
+
+    def __init__(self) -> None: ...
+    def add(self, key: int, source: int, target: int) -> None:
+        """Both fds are duplicated; replaces an earlier pair with this key."""
+
+    def remove(self, key: int) -> None: ...
+    def close(self) -> None: ...
