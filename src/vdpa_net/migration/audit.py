@@ -72,7 +72,7 @@ _PAGEMAP_SCAN = _iowr(ord("f"), 16, _SCAN.size)
 class WriteAudit:
     """Watches the pages behind DMA mappings for writes by this process.
 
-    `mappings` are those of the device's DmaSpace; ranges of IOVA in `exclude` (start, end) are left out, which
+    `mappings` are those of the device's DmaSpace; IOVA ranges in `exclude` (start, end) are left out, which
     is how the log itself, whose bits the device sets, stays out of its own audit.
 
     Raises StateError where the kernel can't do it (before Linux 6.7, or not built in); the message says so.
@@ -100,6 +100,10 @@ class WriteAudit:
         since = self._pages(protect=True)
         self._earlier |= since
         return since
+
+    def since_checkpoint(self) -> set[int]:
+        """Pages (IOVA >> 12) written since the last checkpoint."""
+        return self._pages(protect=False)
 
     def written_pages(self) -> set[int]:
         """Pages (IOVA >> 12) written since the audit was made, checkpoints or not."""

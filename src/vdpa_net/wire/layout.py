@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import pairwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +133,7 @@ class RegisterMap:
 
     def __post_init__(self) -> None:
         ordered = sorted(self.registers, key=lambda register: register.offset)
-        for low, high in zip(ordered, ordered[1:], strict=False):
+        for low, high in pairwise(ordered):
             if low.end > high.offset:
                 raise ValueError(f"{self.name}: {low.name} and {high.name} overlap")
         object.__setattr__(self, "by_name", {register.name: register for register in ordered})

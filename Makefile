@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+# The commands of the project. Every target says what it does and is quick when there is nothing to do.
+#
+#   make PYTHON=python3.12 build     choose the interpreter (>= 3.11); it is kept in .venv from then on
+#   make ARGS='-k tap' test          arguments for pytest
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+STEP := scripts/step
+AGENT := src/vdpa_net/lab/guest/agent-$(shell uname -m)
+CRATES := rust/dataplane rust/python
+RUST := Cargo.toml $(wildcard Cargo.lock) $(shell find $(CRATES) -name '*.rs' -o -name Cargo.toml)
+AGENT_RUST := Cargo.toml $(wildcard Cargo.lock) $(shell find rust/guest-agent -name '*.rs' -o -name Cargo.toml)
+
+.PHONY: help build demo test check clean build-tools lab-tools test-tools check-tools lab-image
+
+help:
+	@echo 'make demo    set up everything, then migrate a guest between two devices and judge the result'
+	@echo 'make test    set up everything, then run all tests (Rust and Python)'
+	@echo 'make build   set up .venv, with the command .venv/bin/vdpa-net in it'
+	@echo 'make check   lint, types, formatting, layering'
+	@echo 'make clean   remove what the other targets made here (the lab image in your cache stays)'
+
+build: .venv/stamp-packages $(AGENT) .venv/stamp-extension
+
+# The small verdict first: it needs no root and no QEMU, so it tells something on every machine.
+demo: build
+	@$(STEP) 'log-test: the verdict without virtual machines' $(BIN)/vdpa-net log-test
+	@scripts/setup lab
+	@$(STEP) 'lab image (built once, kept in the cache)' $(BIN)/vdpa-net lab build
+	@$(STEP) 'migrate: a guest under traffic' $(BIN)/vdpa-net migrate
+
+test: build test-tools lab-image
+	@$(STEP) 'cargo test' cargo test --workspace --exclude vdpa-net-python
+	@$(STEP) --last 'pytest' $(BIN)/pytest $(ARGS)
+
+check: build check-tools
+	@$(STEP) 'ruff check' $(BIN)/ruff check
+	@$(STEP) 'ruff format --check' $(BIN)/ruff format --check
+	@$(STEP) 'mypy --strict' $(BIN)/mypy --strict
+	@$(STEP) 'cargo fmt --check' cargo fmt --all --check
+	@$(STEP) 'cargo clippy' cargo clippy --workspace --all-targets -- -D warnings
+	@$(STEP) 'layering and repository rules' $(BIN)/pytest -q tests/unit/test_layering.py tests/unit/test_repo_rules.py
+
+clean:
+	rm -rf .venv target build $(AGENT) src/vdpa_net/_native*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+build-tools:
+	@scripts/setup build
+lab-tools:
+	@scripts/setup lab
+test-tools:
+	@scripts/setup test
+check-tools:
+	@scripts/setup check
+
+# Where the machine can't hold a lab, its tests are skipped with the reason; in CI that is a failure.
+lab-image: build
+	@if scripts/setup lab || [ -n "$${CI:-}" ]; then \
+	    $(STEP) 'lab image (built once, kept in the cache)' $(BIN)/vdpa-net lab build; fi
+
+# The stamps lie in .venv, so that removing it removes them too.
+.venv/stamp-packages: pyproject.toml scripts/constraints.txt | build-tools
+	@$(STEP) 'Python packages into .venv' scripts/setup packages
+	@touch $@
+
+$(AGENT): $(AGENT_RUST) | build-tools
+	@RUSTFLAGS='-C target-feature=+crt-static' $(STEP) 'guest agent (Rust, static)' \
+	    cargo build --release -p vdpa-net-guest-agent --target-dir target/guest
+	@mkdir -p $(@D) && cp target/guest/release/vdpa-net-guest-agent $@
+
+.venv/stamp-extension: pyproject.toml $(RUST) .venv/stamp-packages | build-tools
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(STEP) 'data plane (Rust) into .venv' $(BIN)/maturin develop --release
+	@touch $@

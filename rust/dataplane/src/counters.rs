@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+//! What a queue did since its creation: plain atomics, read without any lock.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// Why a packet was dropped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Drop {
+    /// Transmit: shorter than its header, or the back end refused what the header says.
+    BadHeader,
+    /// Longer than a packet can be, or than the receive buffers are.
+    TooLong,
+    /// The back end could not take it.
+    Backend,
+    /// No receive buffer came before the back end was flushed.
+    NoBuffer,
+}
+
+/// Counters of one queue.
+#[derive(Debug, Default)]
+pub struct QueueCounters {
+    packets: AtomicU64,
+    bytes: AtomicU64,
+    kicks: AtomicU64,
+    interrupts: AtomicU64,
+    chains: AtomicU64,
+    drops: [AtomicU64; 4],
+}
+
+impl QueueCounters {
+    /// One packet went through, `bytes` long without its virtio-net header.
+    pub fn packet(&self, bytes: u64) {
+        self.packets.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// `count` packets were dropped.
+    pub fn dropped(&self, reason: Drop, count: u64) {
+        self.drops[reason as usize].fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// The driver kicked `count` times.
+    pub fn kicked(&self, count: u64) {
+        self.kicks.fetch_add(count, Ordering::Relaxed);
+    }
+
+    /// An interrupt was due.
+    pub fn interrupted(&self) {
+        self.interrupts.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// A chain was used.
+    pub fn chain(&self) {
+        self.chains.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Names and values.
+    pub fn snapshot(&self) -> [(&'static str, u64); 9] {
+        let drops = |reason: Drop| self.drops[reason as usize].load(Ordering::Relaxed);
+        [
+            ("packets", self.packets.load(Ordering::Relaxed)),
+            ("bytes", self.bytes.load(Ordering::Relaxed)),
+            ("kicks", self.kicks.load(Ordering::Relaxed)),
+            ("interrupts", self.interrupts.load(Ordering::Relaxed)),
+            ("chains", self.chains.load(Ordering::Relaxed)),
+            ("drops_bad_header", drops(Drop::BadHeader)),
+            ("drops_too_long", drops(Drop::TooLong)),
+            ("drops_backend", drops(Drop::Backend)),
+            ("drops_no_buffer", drops(Drop::NoBuffer)),
+        ]
+    }
+
+    /// One value by its name in [`Self::snapshot`].
+    pub fn get(&self, name: &str) -> Option<u64> {
+        let all = self.snapshot();
+        all.iter().find(|(key, _)| *key == name).map(|(_, value)| *value)
+    }
+}

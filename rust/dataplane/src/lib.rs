@@ -1,0 +1,15 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The data plane of a vdpa-net device: what moves bytes, and nothing that decides.
+//!
+//! Guest memory is written only through [`memory::Memory`], which marks the dirty log.
+
+pub mod backend;
+pub mod counters;
+pub mod error;
+pub mod memory;
+pub mod net;
+pub mod plane;
+pub mod relay;
+pub mod ring;
+pub mod violation;
+pub mod worker;

@@ -1,0 +1,299 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Reading and writing guest memory. Every store is followed by its own mark.
+
+use std::cell::Cell;
+use std::ptr::NonNull;
+
+use parking_lot::RwLockReadGuard;
+
+use super::intervals::Interval;
+use super::log::{BatchCounts, LogState};
+use super::raw::HostBytes;
+use super::space::{Backing, DmaSpace, Inner};
+use super::{Range, MAX_COPY_BYTES};
+use crate::error::{Error, Result};
+use crate::violation::ViolationLog;
+
+/// Where a map lies in this process.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Span {
+    first: u64,
+    last: u64,
+    start: NonNull<u8>,
+    readable: bool,
+    writable: bool,
+}
+
+impl Span {
+    /// Holds no address.
+    const NONE: Self = Self {
+        first: 1,
+        last: 0,
+        start: NonNull::dangling(),
+        readable: false,
+        writable: false,
+    };
+
+    fn of(interval: &Interval<Backing>) -> Self {
+        Self {
+            first: interval.first,
+            last: interval.last,
+            start: interval.value.start(),
+            readable: interval.value.readable,
+            writable: interval.value.writable,
+        }
+    }
+
+    fn holds(&self, iova: u64) -> bool {
+        self.first <= iova && iova <= self.last
+    }
+
+    fn allows(&self, write: bool) -> bool {
+        if write {
+            self.writable
+        } else {
+            self.readable
+        }
+    }
+}
+
+/// The maps used last. Four, because a packet touches three: ring, buffer and used ring.
+const CACHED_SPANS: usize = 4;
+
+/// Guest memory as it is during one batch: while this guard lives, no map and no log changes.
+///
+/// Whoever wants to change them waits, and new guards wait behind it, so keep it for one batch only. One guard per
+/// thread: taking a second one, or calling any method of the [`DmaSpace`], while holding one can deadlock.
+pub struct Memory<'a> {
+    inner: RwLockReadGuard<'a, Inner>,
+    space: &'a DmaSpace,
+    cache: [Cell<Span>; CACHED_SPANS],
+    next_cached: Cell<usize>,
+    log_span: Cell<Span>,
+    counts: BatchCounts,
+    pub(super) iovecs: Cell<Vec<libc::iovec>>,
+}
+
+impl<'a> Memory<'a> {
+    pub(super) fn new(space: &'a DmaSpace, inner: RwLockReadGuard<'a, Inner>) -> Self {
+        Self {
+            inner,
+            space,
+            cache: std::array::from_fn(|_| Cell::new(Span::NONE)),
+            next_cached: Cell::new(0),
+            log_span: Cell::new(Span::NONE),
+            counts: BatchCounts::default(),
+            iovecs: Cell::default(),
+        }
+    }
+}
+
+impl Memory<'_> {
+    /// Ok if every byte of `range` is mapped, with write permission if `writable`, else with read permission.
+    /// An empty range is always fine.
+    pub fn check(&self, range: Range, writable: bool) -> Result<()> {
+        self.for_each_piece(range, writable, |_| ())
+    }
+
+    /// Read a little-endian 16-bit word, atomically; acquire. Its address must be even.
+    pub fn load_u16(&self, iova: u64) -> Result<u16> {
+        Ok(u16::from_le(self.word(iova, false)?.load_u16()))
+    }
+
+    /// Write a little-endian 16-bit word, atomically; release; then mark. Its address must be even.
+    pub fn store_u16(&self, iova: u64, value: u16) -> Result<()> {
+        self.word(iova, true)?.store_u16(value.to_le());
+        self.mark(Range { iova, len: 2 });
+        Ok(())
+    }
+
+    /// Copy guest memory to `buf`, all of it or nothing.
+    pub fn read_into(&self, iova: u64, buf: &mut [u8]) -> Result<()> {
+        let mut done = 0;
+        let range = Range::new(iova, buf.len() as u64);
+        self.for_each_piece(range, false, |bytes| {
+            let end = done + bytes.len();
+            bytes.copy_to(&mut buf[done..end]);
+            done = end;
+        })
+    }
+
+    /// Copy `N` bytes of guest memory.
+    pub fn read_array<const N: usize>(&self, iova: u64) -> Result<[u8; N]> {
+        let mut array = [0; N];
+        self.read_into(iova, &mut array)?;
+        Ok(array)
+    }
+
+    /// Copy `buf` to guest memory, all of it or nothing; then mark.
+    pub fn write_from(&self, iova: u64, buf: &[u8]) -> Result<()> {
+        let range = Range::new(iova, buf.len() as u64);
+        self.check(range, true)?;
+        self.store(range, buf)?;
+        self.mark(range);
+        Ok(())
+    }
+
+    /// Write `data` over the ranges, in their order, then mark; returns the bytes written, which are fewer than
+    /// all if the ranges are too short. Nothing is written if a range that is needed is not writable.
+    pub fn scatter(&self, ranges: &[Range], data: &[u8]) -> Result<usize> {
+        let limit = data.len() as u64;
+        clip(ranges, limit).try_for_each(|range| self.check(range, true))?;
+        let mut done = 0;
+        for range in clip(ranges, limit) {
+            let end = done + range.len as usize;
+            self.store(range, &data[done..end])?;
+            done = end;
+        }
+        clip(ranges, limit).for_each(|range| self.mark(range));
+        Ok(done)
+    }
+
+    /// Append the bytes of the ranges to `out`; returns how many. Nothing is appended on an error:
+    /// [`Error::TooLong`] beyond [`MAX_COPY_BYTES`], because a chain of a few descriptors can name terabytes.
+    pub fn gather(&self, ranges: &[Range], out: &mut Vec<u8>) -> Result<usize> {
+        let total = self.check_all(ranges, false)?;
+        if total > MAX_COPY_BYTES {
+            return Err(Error::TooLong {
+                len: total,
+                limit: MAX_COPY_BYTES,
+            });
+        }
+        let mut done = out.len();
+        out.resize(done + total as usize, 0);
+        for range in ranges {
+            let end = done + range.len as usize;
+            self.read_into(range.iova, &mut out[done..end])?;
+            done = end;
+        }
+        Ok(total as usize)
+    }
+
+    /// Check all the ranges; returns the sum of their lengths.
+    pub(super) fn check_all(&self, ranges: &[Range], writable: bool) -> Result<u64> {
+        ranges.iter().try_fold(0u64, |total, range| {
+            self.check(*range, writable)?;
+            Ok(total.saturating_add(range.len))
+        })
+    }
+
+    /// Call `visit` with each piece of `range` that lies in one map, in order.
+    pub(super) fn for_each_piece(
+        &self,
+        range: Range,
+        write: bool,
+        mut visit: impl FnMut(HostBytes<'_>),
+    ) -> Result<()> {
+        let mut left = range;
+        while left.len > 0 {
+            let piece = self
+                .piece(left, write)
+                .ok_or_else(|| unmapped(range, left.iova, write))?;
+            visit(piece);
+            let len = piece.len() as u64;
+            // It can only wrap after the last piece: `piece` refuses ranges that wrap.
+            left = Range::new(left.iova.wrapping_add(len), left.len - len);
+        }
+        Ok(())
+    }
+
+    /// One byte of a log's memory, and its IOVA as seen from the byte's address.
+    pub(super) fn log_byte(&self, iova: u64) -> Option<(u64, HostBytes<'_>)> {
+        let mut span = self.log_span.get();
+        if !span.holds(iova) {
+            span = Span::of(self.inner.maps.at(iova)?);
+            self.log_span.set(span);
+        }
+        let byte = span.writable.then(|| self.bytes(&span, iova, 1))?;
+        let offset = byte.address() - span.start.as_ptr() as usize;
+        Some((span.first + offset as u64, byte))
+    }
+
+    pub(super) fn log_state(&self) -> &LogState {
+        &self.inner.log
+    }
+
+    pub(super) fn counts(&self) -> &BatchCounts {
+        &self.counts
+    }
+
+    pub(super) fn violations(&self) -> &ViolationLog {
+        self.space.violations()
+    }
+
+    /// Store without a mark: the callers mark when all their stores are made.
+    fn store(&self, range: Range, data: &[u8]) -> Result<()> {
+        let mut done = 0;
+        self.for_each_piece(range, true, |bytes| {
+            let end = done + bytes.len();
+            bytes.copy_from(&data[done..end]);
+            done = end;
+        })
+    }
+
+    fn word(&self, iova: u64, write: bool) -> Result<HostBytes<'_>> {
+        if iova % 2 != 0 {
+            return Err(Error::Misaligned { iova, align: 2 });
+        }
+        let range = Range { iova, len: 2 };
+        // Maps begin and end on pages, so an aligned word lies in one.
+        self.piece(range, write)
+            .ok_or_else(|| unmapped(range, iova, write))
+    }
+
+    /// The beginning of `range`, as far as it lies in one map.
+    fn piece(&self, range: Range, write: bool) -> Option<HostBytes<'_>> {
+        range.iova.checked_add(range.len - 1)?;
+        let span = self.span(range.iova).filter(|span| span.allows(write))?;
+        let len = range.len.min(span.last - range.iova + 1);
+        Some(self.bytes(&span, range.iova, len))
+    }
+
+    fn span(&self, iova: u64) -> Option<Span> {
+        if let Some(hit) = self.cache.iter().find(|span| span.get().holds(iova)) {
+            return Some(hit.get());
+        }
+        let span = Span::of(self.inner.maps.at(iova)?);
+        let slot = self.next_cached.get();
+        self.cache[slot].set(span);
+        self.next_cached.set((slot + 1) % CACHED_SPANS);
+        Some(span)
+    }
+
+    /// `len` bytes at `iova`, all of which lie in `span`.
+    fn bytes(&self, span: &Span, iova: u64, len: u64) -> HostBytes<'_> {
+        debug_assert!(span.holds(iova) && len <= span.last - iova + 1);
+        // SAFETY: the span is an entry of the maps, which the guard in `self` keeps as they are, with a reference to
+        // the mmap; map() has checked that the entry lies in the mmap; iova lies in the entry.
+        unsafe {
+            let start = span.start.as_ptr().add((iova - span.first) as usize);
+            HostBytes::new(NonNull::new_unchecked(start), len as usize)
+        }
+    }
+}
+
+impl Drop for Memory<'_> {
+    fn drop(&mut self) {
+        self.space.end_of_batch(&self.counts);
+    }
+}
+
+/// The ranges, shortened to `limit` bytes in all.
+pub(super) fn clip(ranges: &[Range], limit: u64) -> impl Iterator<Item = Range> + '_ {
+    let mut left = limit;
+    ranges.iter().map_while(move |range| {
+        let len = range.len.min(left);
+        let more = left > 0;
+        left -= len;
+        more.then_some(Range::new(range.iova, len))
+    })
+}
+
+fn unmapped(range: Range, fault_iova: u64, write: bool) -> Error {
+    Error::Unmapped {
+        iova: range.iova,
+        len: range.len,
+        fault_iova,
+        write,
+    }
+}

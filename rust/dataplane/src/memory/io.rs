@@ -1,0 +1,148 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Packets between a file descriptor and guest memory, without a copy of ours.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::access::{clip, Memory};
+use super::raw::HostBytes;
+use super::{Range, MAX_COPY_BYTES};
+use crate::error::Result;
+use crate::violation::Violation;
+
+/// The kernel takes no more pieces in one call (UIO_MAXIOV).
+const IOV_MAX: usize = 1024;
+
+impl Memory<'_> {
+    /// Read from `fd` into the ranges, then mark every page that may have been written: those of the bytes
+    /// returned, or those of all the ranges where the call failed half way.
+    ///
+    /// The outer error is about the ranges (nothing was read), the inner one about the read.
+    pub fn readv_from(&self, fd: BorrowedFd<'_>, ranges: &[Range]) -> Result<io::Result<usize>> {
+        let total = self.check_all(ranges, true)?;
+        let read = self.with_iovecs(ranges, true, |iovecs| {
+            // SAFETY: every iovec is writable guest memory that stays mapped while `self` lives.
+            to_result(unsafe { libc::readv(fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as i32) })
+        })?;
+        match read {
+            Some(result) => {
+                clip(ranges, may_be_written(&result, total)).for_each(|range| self.mark(range));
+                self.report_fault(&result, "readv");
+                Ok(result)
+            }
+            None => self.read_by_copy(fd, ranges, total),
+        }
+    }
+
+    /// Write the bytes of the ranges to `fd`.
+    ///
+    /// The outer error is about the ranges (nothing was written), the inner one about the write.
+    pub fn writev_to(&self, fd: BorrowedFd<'_>, ranges: &[Range]) -> Result<io::Result<usize>> {
+        self.check_all(ranges, false)?;
+        let written = self.with_iovecs(ranges, false, |iovecs| {
+            // SAFETY: every iovec is guest memory that stays mapped while `self` lives.
+            to_result(unsafe { libc::writev(fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as i32) })
+        })?;
+        match written {
+            Some(result) => {
+                self.report_fault(&result, "writev");
+                Ok(result)
+            }
+            None => self.write_by_copy(fd, ranges),
+        }
+    }
+
+    /// Call `transfer` with the pieces of the (checked) ranges; None: there are too many for one call.
+    fn with_iovecs(
+        &self,
+        ranges: &[Range],
+        write: bool,
+        transfer: impl FnOnce(&[libc::iovec]) -> io::Result<usize>,
+    ) -> Result<Option<io::Result<usize>>> {
+        let mut iovecs = self.iovecs.take();
+        iovecs.clear();
+        let mut fits = true;
+        for range in ranges {
+            self.for_each_piece(*range, write, |bytes| {
+                fits = fits && append(&mut iovecs, bytes);
+            })?;
+        }
+        let transferred = fits.then(|| {
+            if iovecs.is_empty() {
+                Ok(0)
+            } else {
+                transfer(&iovecs)
+            }
+        });
+        self.iovecs.set(iovecs);
+        Ok(transferred)
+    }
+
+    /// More than [`IOV_MAX`] pieces: legal for long chains of short descriptors, too rare to be fast.
+    fn read_by_copy(
+        &self,
+        fd: BorrowedFd<'_>,
+        ranges: &[Range],
+        total: u64,
+    ) -> Result<io::Result<usize>> {
+        let mut packet = vec![0u8; total.min(MAX_COPY_BYTES) as usize];
+        // SAFETY: `packet` is valid for its length.
+        let read = unsafe { libc::read(fd.as_raw_fd(), packet.as_mut_ptr().cast(), packet.len()) };
+        match to_result(read) {
+            Ok(len) => Ok(Ok(self.scatter(ranges, &packet[..len])?)),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+
+    fn write_by_copy(&self, fd: BorrowedFd<'_>, ranges: &[Range]) -> Result<io::Result<usize>> {
+        let mut packet = Vec::new();
+        self.gather(ranges, &mut packet)?;
+        // SAFETY: `packet` is valid for its length.
+        let written = unsafe { libc::write(fd.as_raw_fd(), packet.as_ptr().cast(), packet.len()) };
+        Ok(to_result(written))
+    }
+
+    /// In a system call, a hole in a shrunken file is not SIGBUS but EFAULT; both are the same violation.
+    fn report_fault(&self, result: &io::Result<usize>, call: &str) {
+        let faulted = matches!(result, Err(error) if error.raw_os_error() == Some(libc::EFAULT));
+        if faulted {
+            self.violations().record(Violation {
+                queue: -1,
+                kind: "sigbus",
+                value: 0,
+                clause: "vfio-user, VFIO_USER_DMA_MAP",
+                detail: format!("{call} found a mapped file shorter than when it was mapped"),
+            });
+        }
+    }
+}
+
+/// Add a piece, joined to the last one if they are neighbours; false: there is no room.
+fn append(iovecs: &mut Vec<libc::iovec>, bytes: HostBytes<'_>) -> bool {
+    let next = bytes.iovec();
+    if let Some(last) = iovecs.last_mut() {
+        if last.iov_base as usize + last.iov_len == next.iov_base as usize {
+            last.iov_len += next.iov_len;
+            return true;
+        }
+    }
+    if iovecs.len() == IOV_MAX {
+        return false;
+    }
+    iovecs.push(next);
+    true
+}
+
+/// How many bytes of the ranges a read may have touched.
+fn may_be_written(result: &io::Result<usize>, total: u64) -> u64 {
+    match result {
+        Ok(len) => *len as u64,
+        // Nothing was there to be copied, or nothing was copied yet.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
+        Err(_) => total,
+    }
+}
+
+fn to_result(returned: isize) -> io::Result<usize> {
+    usize::try_from(returned).map_err(|_| io::Error::last_os_error())
+}

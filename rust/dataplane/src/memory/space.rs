@@ -1,0 +1,309 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The DMA space of one device: its maps and its dirty log, behind one lock.
+
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+
+use parking_lot::RwLock;
+
+use super::access::Memory;
+use super::file::{FileMap, FileTable, Wanted};
+use super::intervals::{Interval, IntervalMap};
+use super::log::{ActiveLog, BatchCounts, LogCounters, LogState, MarkFault, TotalCounts};
+use super::mark::log_unmapped;
+use super::{Mapping, Range, PAGE_BYTES};
+use crate::error::{Error, Result};
+use crate::violation::{Violation, ViolationLog};
+
+/// What lies behind one map.
+#[derive(Debug)]
+pub(super) struct Backing {
+    file: Arc<FileMap>,
+    offset: u64,
+    pub(super) readable: bool,
+    pub(super) writable: bool,
+}
+
+impl Backing {
+    /// Where the map's first byte is in this process.
+    pub(super) fn start(&self) -> NonNull<u8> {
+        // SAFETY: map() has checked that the offset lies in the file's mmap, which `file` keeps.
+        unsafe { NonNull::new_unchecked(self.file.start().as_ptr().add(self.offset as usize)) }
+    }
+}
+
+/// What a batch sees unchanged.
+#[derive(Debug)]
+pub(super) struct Inner {
+    pub(super) maps: IntervalMap<Backing>,
+    pub(super) log: LogState,
+}
+
+/// IOVA ranges on files, and the dirty log that lies in them. One per device, shared by its threads.
+///
+/// Batches hold a read lock ([`DmaSpace::lock`]); whatever changes maps or log takes the write lock, and so returns
+/// only when no batch is under way that saw the old state. The lock lets a waiting writer pass before new readers
+/// (see `parking_lot::RwLock`), so workers that take one batch after the other can't starve it.
+#[derive(Debug)]
+pub struct DmaSpace {
+    max_maps: usize,
+    inner: RwLock<Inner>,
+    files: FileTable,
+    holes_reported: AtomicU64,
+    totals: TotalCounts,
+    violations: ViolationLog,
+}
+
+impl DmaSpace {
+    /// An empty space that accepts at most `max_maps` maps at a time.
+    pub fn new(max_maps: usize) -> Self {
+        let inner = Inner {
+            maps: IntervalMap::new(),
+            log: LogState::default(),
+        };
+        Self {
+            max_maps,
+            inner: RwLock::new(inner),
+            files: FileTable::default(),
+            holes_reported: AtomicU64::new(0),
+            totals: TotalCounts::default(),
+            violations: ViolationLog::default(),
+        }
+    }
+
+    /// Map [iova, iova + size) to the file from `offset` on. The descriptor is not kept.
+    ///
+    /// Errors (errno): address, size or offset not a multiple of 4096, size 0, wrap-around, beyond the end of the
+    /// file or not a regular file (EINVAL); overlap (EEXIST); too many maps (ENOSPC); writable on a descriptor that
+    /// is not (EACCES); what mmap says.
+    pub fn map(
+        &self,
+        iova: u64,
+        size: u64,
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        readable: bool,
+        writable: bool,
+    ) -> Result<()> {
+        let last = last_address(iova, size, offset)?;
+        let wanted = Wanted {
+            iova,
+            size,
+            offset,
+            writable,
+        };
+        // The system calls come before the lock: workers don't wait for them.
+        let file = self.files.open(fd, &wanted)?;
+        let value = Backing {
+            file,
+            offset,
+            readable,
+            writable,
+        };
+        let mut inner = self.inner.write();
+        if let Some(other) = inner.maps.overlapping(iova, last) {
+            return Err(Error::Overlap {
+                iova,
+                size,
+                other_iova: other.first,
+                other_size: other.size(),
+            });
+        }
+        if inner.maps.len() >= self.max_maps {
+            return Err(Error::Limit {
+                iova,
+                limit: self.max_maps,
+                what: "DMA maps",
+            });
+        }
+        let first = iova;
+        inner.maps.insert(Interval { first, last, value });
+        Ok(())
+    }
+
+    /// Remove exactly one earlier map; on return no batch touches it any more. ENOENT if there is none with this
+    /// address and size.
+    pub fn unmap(&self, iova: u64, size: u64) -> Result<()> {
+        let last = last_address(iova, size, 0)?;
+        let mut inner = self.inner.write();
+        let removed = inner.maps.remove(iova, last);
+        let hit = inner.log.active.as_ref();
+        let hit = hit.filter(|log| removed.is_some() && log.overlaps(iova, last));
+        let violation = hit.map(|log| log_unmapped(log, iova.max(log.base)));
+        drop(inner);
+        violation
+            .into_iter()
+            .for_each(|v| self.violations.record(v));
+        // Dropped here, outside of the lock: giving back a large mmap takes time.
+        removed.map(drop).ok_or(Error::NoSuchMap { iova, size })
+    }
+
+    /// Remove every map; returns how many there were.
+    pub fn unmap_all(&self) -> usize {
+        let mut inner = self.inner.write();
+        let removed = inner.maps.take();
+        let hit = inner.log.active.as_ref().filter(|_| removed.len() > 0);
+        let violation = hit.map(|log| log_unmapped(log, log.base));
+        drop(inner);
+        violation
+            .into_iter()
+            .for_each(|v| self.violations.record(v));
+        removed.len()
+    }
+
+    /// Whether every byte of [iova, iova + size) is mapped with this permission, by one map or several.
+    pub fn is_mapped(&self, iova: u64, size: u64, writable: bool) -> bool {
+        self.lock().check(Range::new(iova, size), writable).is_ok()
+    }
+
+    /// All maps, by address.
+    pub fn mappings(&self) -> Vec<Mapping> {
+        let inner = self.inner.read();
+        inner.maps.iter().map(Mapping::of).collect()
+    }
+
+    /// Guest memory for one batch; see [`Memory`] for what that means for everyone else.
+    pub fn lock(&self) -> Memory<'_> {
+        Memory::new(self, self.inner.read())
+    }
+
+    /// Log dirty pages to [base, end) from now on. It replaces a log that runs: on return no mark reaches the old
+    /// one any more. Errors: EINVAL (end <= base), EFAULT (not mapped writable); then nothing has changed.
+    pub fn start_log(&self, base: u64, end: u64) -> Result<()> {
+        if end <= base {
+            let expected = "an end after the base";
+            return Err(Error::BadLog {
+                base,
+                end,
+                expected,
+            });
+        }
+        let mut inner = self.inner.write();
+        check_log_mapped(&inner.maps, base, end)?;
+        let log = &mut inner.log;
+        log.record.reserve(base, end)?;
+        log.record.start(end - base, log.active.is_none());
+        log.active = Some(ActiveLog::new(base, end));
+        Ok(())
+    }
+
+    /// Stop logging. On return every mark of every earlier store has been made, and none follows.
+    pub fn stop_log(&self) {
+        self.inner.write().log.active = None;
+    }
+
+    /// (base, end) of the log that runs.
+    pub fn log_range(&self) -> Option<(u64, u64)> {
+        let inner = self.inner.read();
+        inner.log.active.as_ref().map(|log| (log.base, log.end))
+    }
+
+    /// Return when every mark of every earlier store has been made: a store and its mark are made in one batch, and
+    /// the write lock waits for the batches under way.
+    pub fn barrier(&self) {
+        drop(self.inner.write());
+    }
+
+    /// Fault: drop this share (0..1) of marks from now on, counted as `marks_dropped_by_fault`. 0 ends the fault.
+    pub fn set_mark_fault(&self, rate: f64, seed: u64) {
+        self.inner.write().log.fault = MarkFault::new(rate, seed);
+    }
+
+    /// Keep a copy of every bit that is set in a log, from the next start of a log on. The copy survives a change of
+    /// log and a stop; a start after a stop clears it.
+    pub fn record_marks(&self, on: bool) {
+        self.inner.write().log.record.set_wanted(on);
+    }
+
+    /// That copy, in the format of a log.
+    pub fn marked_pages(&self) -> Vec<u8> {
+        self.inner.read().log.record.to_vec()
+    }
+
+    /// The counters; those of a batch are added when it ends.
+    pub fn log_counters(&self) -> LogCounters {
+        self.totals.snapshot()
+    }
+
+    /// What went wrong in this space: `log_overflow`, `log_unmapped`, `sigbus`.
+    pub fn violations(&self) -> &ViolationLog {
+        &self.violations
+    }
+
+    /// A guard is given back: add what it counted, report the holes that were found meanwhile.
+    pub(super) fn end_of_batch(&self, counts: &BatchCounts) {
+        self.totals.add(counts);
+        let tally = self.files.tally();
+        let hits = tally.hits();
+        let reported = self.holes_reported.fetch_max(hits, Ordering::Relaxed);
+        if hits > reported {
+            self.report_holes(hits - reported, tally.last_offset());
+        }
+    }
+
+    fn report_holes(&self, holes: u64, offset: u64) {
+        self.violations.record(Violation {
+            queue: -1,
+            kind: "sigbus",
+            value: offset,
+            clause: "vfio-user, VFIO_USER_DMA_MAP",
+            detail: format!(
+                "{holes} accesses found a mapped file shorter than when it was mapped, the last one at its \
+                 offset {offset:#x}; the device goes on with memory of its own there"
+            ),
+        });
+    }
+}
+
+impl Mapping {
+    fn of(interval: &Interval<Backing>) -> Self {
+        let backing = &interval.value;
+        Self {
+            iova: interval.first,
+            size: interval.size(),
+            offset: backing.offset,
+            readable: backing.readable,
+            writable: backing.writable,
+            address: backing.start().as_ptr() as usize,
+        }
+    }
+}
+
+/// The last address of a map, if its numbers obey the rules.
+fn last_address(iova: u64, size: u64, offset: u64) -> Result<u64> {
+    let bad = |expected| Error::BadRange {
+        iova,
+        size,
+        offset,
+        expected,
+    };
+    if size == 0 {
+        return Err(bad("a size above 0"));
+    }
+    if (iova | size | offset) % PAGE_BYTES != 0 {
+        return Err(bad("multiples of 4096"));
+    }
+    if offset.checked_add(size).is_none() {
+        return Err(bad("an offset that does not wrap around"));
+    }
+    iova.checked_add(size - 1)
+        .ok_or_else(|| bad("a range that does not wrap around"))
+}
+
+fn check_log_mapped(maps: &IntervalMap<Backing>, base: u64, end: u64) -> Result<()> {
+    let mut fault_iova = base;
+    while fault_iova < end {
+        let Some(interval) = maps.at(fault_iova).filter(|i| i.value.writable) else {
+            return Err(Error::LogNotMapped {
+                base,
+                end,
+                fault_iova,
+            });
+        };
+        // `last` is at most the top of the address space, and then `end` is reached.
+        fault_iova = interval.last.saturating_add(1).max(fault_iova + 1);
+    }
+    Ok(())
+}

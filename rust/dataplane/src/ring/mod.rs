@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Virtqueues: one trait for every ring format, the split ring behind it.
+//!
+//! What comes in is untrusted: a [`RingConfig`] is plain data, and only [`open`] makes a ring of it. A driver that
+//! breaks the rules of the ring gets a [`RingFault`], after which the ring is not used any more.
+
+pub mod chain;
+pub mod split;
+
+use crate::error::{Error, Result};
+use crate::memory::Memory;
+use crate::violation::Violation;
+
+pub use chain::Chain;
+
+/// VIRTIO_NET_F_MRG_RXBUF.
+pub const F_MRG_RXBUF: u64 = 1 << 15;
+/// VIRTIO_F_INDIRECT_DESC.
+pub const F_INDIRECT_DESC: u64 = 1 << 28;
+/// VIRTIO_F_EVENT_IDX.
+pub const F_EVENT_IDX: u64 = 1 << 29;
+/// VIRTIO_F_RING_PACKED.
+pub const F_RING_PACKED: u64 = 1 << 34;
+
+/// The two indices that a device must know to go on where another one stopped.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RingState {
+    /// The next entry of the available ring that the device will look at.
+    pub last_avail_idx: u16,
+    /// The next entry of the used ring that the device will write.
+    pub used_idx: u16,
+}
+
+impl RingState {
+    /// Whether a ring that starts here was in use before.
+    pub fn is_restored(self) -> bool {
+        self != Self::default()
+    }
+}
+
+/// A virtqueue as the driver or a restored state describes it: plain, public, untrusted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct RingConfig {
+    /// queue_size, in descriptors.
+    pub size: u32,
+    /// queue_desc: IOVA of the descriptor area.
+    pub desc: u64,
+    /// queue_driver: IOVA of the driver area.
+    pub driver: u64,
+    /// queue_device: IOVA of the device area.
+    pub device: u64,
+    /// Where to start.
+    pub state: RingState,
+    /// The negotiated features.
+    pub features: u64,
+}
+
+/// Why a ring can't be used any more.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RingFault {
+    /// A short name, stable across versions.
+    pub kind: &'static str,
+    /// The offending value.
+    pub value: u64,
+    /// The clause that was broken.
+    pub clause: &'static str,
+    /// A sentence for people.
+    pub detail: String,
+}
+
+/// What every call on a ring returns.
+pub type RingResult<T> = std::result::Result<T, RingFault>;
+
+impl RingFault {
+    /// The violation to record for this fault of `queue`.
+    pub fn into_violation(self, queue: u16) -> Violation {
+        Violation {
+            queue: i32::from(queue),
+            kind: self.kind,
+            value: self.value,
+            clause: self.clause,
+            detail: self.detail,
+        }
+    }
+}
+
+impl From<Error> for RingFault {
+    fn from(error: Error) -> Self {
+        let value = match &error {
+            Error::Unmapped { fault_iova, .. } => *fault_iova,
+            Error::Misaligned { iova, .. } => *iova,
+            Error::TooLong { len, .. } => *len,
+            _ => 0,
+        };
+        Self {
+            kind: "dma",
+            value,
+            clause: "virtio 1.3 2.7.5: addr is a physical address",
+            detail: error.to_string(),
+        }
+    }
+}
+
+/// What a worker does with a virtqueue, whatever its format.
+///
+/// Popped chains that were not used yet can be handed back, the last ones first, as long as nothing was written to
+/// them. Used elements are invisible to the driver until [`Ring::publish`].
+pub trait Ring: Send + std::fmt::Debug {
+    /// How many chains the driver offers beyond those that were popped.
+    fn available(&mut self, memory: &Memory<'_>) -> RingResult<u16>;
+    /// Take the next chain into `chain`; false: there is none. After a fault the chain counts as not taken.
+    fn pop(&mut self, memory: &Memory<'_>, chain: &mut Chain) -> RingResult<bool>;
+    /// Hand the last `count` popped chains back.
+    fn unpop(&mut self, count: u16);
+    /// Write the used element of a chain, `len` bytes written to it.
+    fn push_used(&mut self, memory: &Memory<'_>, head: u16, len: u32) -> RingResult<()>;
+    /// Show all pushed elements to the driver; true: it wants an interrupt for them.
+    fn publish(&mut self, memory: &Memory<'_>) -> RingResult<bool>;
+    /// Ask the driver for a kick at its next chain; true: more chains came before the driver could know.
+    fn enable_kicks(&mut self, memory: &Memory<'_>) -> RingResult<bool>;
+    /// Tell the driver that kicks are not needed.
+    fn disable_kicks(&mut self, memory: &Memory<'_>) -> RingResult<()>;
+    /// Where another device would have to go on.
+    fn state(&self) -> RingState;
+    /// Number of descriptors.
+    fn size(&self) -> u16;
+}
+
+/// Check `config` and make a ring of it.
+///
+/// Errors: the size, an alignment, an area that is not mapped, a format that this device does not know.
+pub fn open(config: &RingConfig, memory: &Memory<'_>) -> Result<Box<dyn Ring>> {
+    if config.features & F_RING_PACKED != 0 {
+        return Err(Error::BadRing {
+            what: "features with RING_PACKED",
+            value: config.features,
+            expected: "a split ring",
+        });
+    }
+    Ok(Box::new(split::SplitQueue::new(config, memory)?))
+}

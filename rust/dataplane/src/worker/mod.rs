@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Worker threads: one per queue pair. A worker sleeps while there is nothing to do, works in short batches under
+//! the lock of its pair, and looks at the rings a little longer after work before it asks for kicks again.
+
+mod events;
+mod pair;
+mod queue;
+mod receive;
+mod signal;
+mod transmit;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::epoll::EventSet;
+
+use crate::error::{Error, Result};
+use events::Token;
+use pair::PortWish;
+
+pub(crate) use pair::{Direction, Pair};
+pub(crate) use queue::{Queue, Slot};
+pub(crate) use signal::{new_eventfd, set_nonblocking, Drained, Signal};
+
+/// How long the rings are looked at after work. A kick costs its sender more than this.
+const LINGER: Duration = Duration::from_micros(20);
+
+/// The thread of a pair. It ends, and is waited for, when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Worker {
+    pair: Arc<Pair>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Worker {
+    /// Errors: the system gives no thread.
+    pub(crate) fn spawn(number: u16, pair: Arc<Pair>) -> Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let run = Run {
+            pair: Arc::clone(&pair),
+            stop: Arc::clone(&stop),
+            armed: PortWish::default(),
+        };
+        let thread = spawn_quiet(format!("vdpa-pair-{number}"), move || run.forever())?;
+        Ok(Self {
+            pair,
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.pair.events.wake();
+        if let Some(thread) = self.thread.take() {
+            // A worker that panicked has ended as well.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// A named thread that handles no signals: they are for the threads of the program that embeds us. Those that a
+/// memory access raises are not blocked.
+pub(crate) fn spawn_quiet(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    std::thread::Builder::new()
+        .name(name)
+        .spawn(move || {
+            block_signals();
+            body();
+        })
+        .map_err(|error| Error::State(format!("no thread can be started: {error}")))
+}
+
+fn block_signals() {
+    // SAFETY: the set is a live local that sigfillset initialises; the calls touch this thread's mask only.
+    unsafe {
+        let mut set = std::mem::zeroed::<libc::sigset_t>();
+        libc::sigfillset(&mut set);
+        for signal in [libc::SIGBUS, libc::SIGSEGV, libc::SIGFPE, libc::SIGILL] {
+            libc::sigdelset(&mut set, signal);
+        }
+        libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+    }
+}
+
+struct Run {
+    pair: Arc<Pair>,
+    stop: Arc<AtomicBool>,
+    armed: PortWish,
+}
+
+impl Run {
+    fn forever(mut self) {
+        let mut has_worked = false;
+        while !self.stop.load(Ordering::SeqCst) {
+            if self.pair.step() {
+                has_worked = true;
+                continue;
+            }
+            if std::mem::take(&mut has_worked) && self.linger() {
+                continue;
+            }
+            if let Some(wish) = self.pair.prepare_sleep() {
+                self.sleep(wish);
+            }
+        }
+    }
+
+    /// Whether work came while we looked.
+    fn linger(&self) -> bool {
+        let end = Instant::now() + LINGER;
+        while Instant::now() < end {
+            if self.pair.has_work() {
+                return true;
+            }
+            for _ in 0..32 {
+                std::hint::spin_loop();
+            }
+        }
+        false
+    }
+
+    fn sleep(&mut self, wish: PortWish) {
+        if wish != self.armed {
+            if self.pair.events.arm(&self.pair.port, self.armed, wish).is_err() {
+                self.pair.port_failed();
+                return;
+            }
+            self.armed = wish;
+        }
+        for (token, set) in self.pair.events.wait() {
+            self.handle(token, set);
+        }
+    }
+
+    fn handle(&mut self, token: Token, set: EventSet) {
+        match token {
+            Token::Wake => self.pair.events.drain_wake(),
+            Token::RxKick => count_kicks(&self.pair.rx),
+            Token::TxKick => count_kicks(&self.pair.tx),
+            Token::RxAttached => self.count_attached_kicks(&self.pair.rx),
+            Token::TxAttached => self.count_attached_kicks(&self.pair.tx),
+            Token::Port => {
+                if !set.intersects(EventSet::IN | EventSet::OUT) {
+                    self.pair.port_failed();
+                }
+            }
+        }
+    }
+
+    fn count_attached_kicks(&self, queue: &Queue) {
+        let attached = queue.attached_kick.lock();
+        let Some(kick) = attached.as_ref() else {
+            return;
+        };
+        match kick.drain() {
+            Drained::Count(kicks) => queue.counters.kicked(kicks),
+            Drained::Empty => {}
+            Drained::Gone => {
+                use std::os::fd::AsRawFd;
+                self.pair.events.forget(kick.as_raw_fd());
+            }
+        }
+    }
+}
+
+fn count_kicks(queue: &Queue) {
+    queue.counters.kicked(queue.kick.read().unwrap_or(0));
+}

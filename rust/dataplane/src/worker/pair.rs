@@ -1,0 +1,359 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A queue pair: its two queues, its port, and the lock under which batches, starts and stops take turns.
+
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
+
+use super::events::{Events, Token};
+use super::queue::{Queue, Slot};
+use super::receive::{Ended, Inbox};
+use super::signal::Signal;
+use super::transmit::count_own;
+use crate::backend::{Port, Received, Sent};
+use crate::counters::Drop as DropReason;
+use crate::error::{Error, Result};
+use crate::memory::DmaSpace;
+use crate::net::{HEADER_BYTES, MAX_FRAME_BYTES};
+use crate::ring::{Chain, RingConfig, RingState};
+use crate::violation::{Violation, ViolationLog};
+
+/// Descriptor chains served under one guard of the guest's memory and one hold of the lock.
+const BATCH: u16 = 64;
+/// How long a stop waits for a back end that takes no packet.
+const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
+/// A back end that is filled faster than it can be flushed must not hold the caller for ever.
+const FLUSH_LIMIT: u64 = 1 << 16;
+
+/// One of the two queues of a pair.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Direction {
+    Receive,
+    Transmit,
+}
+
+/// One queue's share of what the lock guards.
+#[derive(Debug, Default)]
+pub(super) struct Side {
+    pub(super) slot: Slot,
+    pub(super) chain: Chain,
+}
+
+#[derive(Debug)]
+struct State {
+    rx: Side,
+    tx: Side,
+    inbox: Inbox,
+    tx_is_blocked: bool,
+    rx_ended: Option<Ended>,
+    port_is_gone: bool,
+}
+
+/// What the worker has to wait for besides kicks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct PortWish {
+    pub(super) readable: bool,
+    pub(super) writable: bool,
+}
+
+/// A queue pair, shared by its worker and the callers.
+#[derive(Debug)]
+pub(crate) struct Pair {
+    pub(super) space: Arc<DmaSpace>,
+    pub(crate) rx: Queue,
+    pub(crate) tx: Queue,
+    pub(super) port: Port,
+    pub(super) events: Events,
+    state: Mutex<State>,
+    /// Callers that want the lock: the worker lets them have it after the batch that it is in.
+    waiters: AtomicU32,
+}
+
+impl Pair {
+    pub(crate) fn new(
+        number: u16,
+        space: Arc<DmaSpace>,
+        port: Port,
+        violations: &Arc<ViolationLog>,
+    ) -> Result<Self> {
+        let rx = Queue::new(2 * number, Arc::clone(violations))?;
+        let tx = Queue::new(2 * number + 1, Arc::clone(violations))?;
+        let events = Events::new(&rx, &tx)?;
+        Ok(Self {
+            space,
+            rx,
+            tx,
+            port,
+            events,
+            state: Mutex::new(State {
+                rx: Side::default(),
+                tx: Side::default(),
+                inbox: Inbox::new(),
+                tx_is_blocked: false,
+                rx_ended: None,
+                port_is_gone: false,
+            }),
+            waiters: AtomicU32::new(0),
+        })
+    }
+
+    pub(crate) fn queue(&self, direction: Direction) -> &Queue {
+        match direction {
+            Direction::Receive => &self.rx,
+            Direction::Transmit => &self.tx,
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.waiters.fetch_add(1, Ordering::SeqCst);
+        let state = self.state.lock();
+        self.waiters.fetch_sub(1, Ordering::SeqCst);
+        state
+    }
+
+    fn someone_waits(&self) -> bool {
+        self.waiters.load(Ordering::SeqCst) > 0
+    }
+
+    /// The worker's unlock: a waiting caller gets the lock now, not when the scheduler feels like it.
+    fn hand_over(&self, state: MutexGuard<'_, State>) {
+        if self.someone_waits() {
+            MutexGuard::unlock_fair(state);
+            std::thread::yield_now();
+        }
+    }
+
+    pub(crate) fn start(&self, direction: Direction, config: &RingConfig) -> Result<()> {
+        let mut state = self.lock();
+        let (side, queue) = state.side(self, direction);
+        side.slot.start(queue, &self.space, config)?;
+        drop(state);
+        self.events.wake();
+        Ok(())
+    }
+
+    /// Drain, then take the ring out. Runs on the caller's thread: when the lock is his, no batch is in progress, and
+    /// after it the worker finds no ring.
+    pub(crate) fn stop(&self, direction: Direction) -> RingState {
+        let mut state = self.lock();
+        match direction {
+            Direction::Receive => self.drain_receive(&mut state),
+            Direction::Transmit => self.drain_transmit(&mut state),
+        }
+        let (side, queue) = state.side(self, direction);
+        let last = side.slot.stop(queue);
+        drop(state);
+        self.events.wake();
+        last
+    }
+
+    pub(crate) fn ring_state(&self, direction: Direction) -> RingState {
+        self.lock().side(self, direction).0.slot.state()
+    }
+
+    pub(crate) fn set_kick(&self, direction: Direction, fd: Option<OwnedFd>) -> Result<()> {
+        let kick = fd.map(Signal::new).transpose()?;
+        let queue = self.queue(direction);
+        let mut attached = queue.attached_kick.lock();
+        if let Some(old) = attached.take() {
+            self.events.forget(old.as_raw_fd());
+        }
+        if let Some(new) = &kick {
+            let token = match direction {
+                Direction::Receive => Token::RxAttached,
+                Direction::Transmit => Token::TxAttached,
+            };
+            self.events.watch(new.as_raw_fd(), token)?;
+        }
+        *attached = kick;
+        drop(attached);
+        // What was signalled on the old fd and not read yet.
+        self.events.wake();
+        Ok(())
+    }
+
+    /// Drop what the back end has queued; how many packets.
+    pub(crate) fn flush(&self) -> u64 {
+        let mut state = self.lock();
+        let mut flushed = state.inbox.clear();
+        let mut rest = [0; 64];
+        while flushed < FLUSH_LIMIT {
+            match self.port.receive(&mut rest) {
+                Received::Packet(_) => flushed += 1,
+                Received::Empty | Received::Failed(_) => break,
+            }
+        }
+        self.rx.counters.dropped(DropReason::NoBuffer, flushed);
+        flushed
+    }
+
+    /// Send a frame that no driver sent.
+    pub(crate) fn send_frame(&self, frame: &[u8]) -> Result<()> {
+        if frame.is_empty() || frame.len() > MAX_FRAME_BYTES {
+            return Err(Error::Backend {
+                errno: libc::EMSGSIZE,
+                message: format!(
+                    "frame of {} bytes: expected 1 to {MAX_FRAME_BYTES}",
+                    frame.len()
+                ),
+            });
+        }
+        let mut packet = vec![0; HEADER_BYTES];
+        packet.extend_from_slice(frame);
+        let mut sent = self.port.send_bytes(&packet);
+        if sent == Sent::Blocked && self.events.wait_writable(&self.port, DRAIN_TIMEOUT) {
+            sent = self.port.send_bytes(&packet);
+        }
+        count_own(&self.tx, sent, frame.len());
+        let errno = match sent {
+            Sent::Done => return Ok(()),
+            Sent::Blocked => libc::EAGAIN,
+            Sent::Refused { errno, .. } => errno,
+        };
+        Err(Error::Backend {
+            errno,
+            message: format!("the back end took no frame of {} bytes", frame.len()),
+        })
+    }
+
+    /// Send all chains that are available now.
+    fn drain_transmit(&self, state: &mut State) {
+        let Some(mut left) = self.available(state) else {
+            return;
+        };
+        let deadline = Instant::now() + DRAIN_TIMEOUT;
+        while left > 0 {
+            let Some(done) = self.transmit(&mut state.tx, left.min(BATCH)) else {
+                return;
+            };
+            left -= done.chains;
+            let patience = deadline.saturating_duration_since(Instant::now());
+            if done.is_blocked && !self.events.wait_writable(&self.port, patience) {
+                return;
+            }
+            if !done.is_blocked && done.chains == 0 {
+                return;
+            }
+        }
+    }
+
+    /// None: the transmit queue does not run, or is broken.
+    fn available(&self, state: &mut State) -> Option<u16> {
+        let ring = state.tx.slot.ring.as_deref_mut()?;
+        let result = ring.available(&self.space.lock());
+        result
+            .map_err(|fault| state.tx.slot.break_down(&self.tx, &self.space, fault))
+            .ok()
+    }
+
+    /// Deliver what the back end has, as long as there are buffers.
+    fn drain_receive(&self, state: &mut State) {
+        let Some(ring) = &state.rx.slot.ring else {
+            return;
+        };
+        let mut left = ring.size();
+        while left > 0 {
+            match self.receive(&mut state.rx, &mut state.inbox, left.min(BATCH)) {
+                Some(batch) if batch.ended == Ended::Budget => {
+                    left = left.saturating_sub(batch.packets.max(1));
+                }
+                _ => return,
+            }
+        }
+    }
+
+    /// One batch in each direction; whether there was anything to do.
+    pub(super) fn step(&self) -> bool {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let sent = self.transmit(&mut state.tx, BATCH);
+        let received = self.receive(&mut state.rx, &mut state.inbox, BATCH);
+        state.tx_is_blocked = sent.is_some_and(|sent| sent.is_blocked);
+        state.rx_ended = received.map(|received| received.ended);
+        if let Some(Ended::BackendGone { errno }) = state.rx_ended {
+            self.lose_port(state, errno);
+        }
+        let worked = sent.is_some_and(|sent| sent.chains > 0)
+            || received.is_some_and(|received| received.packets > 0);
+        self.hand_over(guard);
+        worked
+    }
+
+    /// Whether a look at the rings is worth a batch.
+    pub(super) fn has_work(&self) -> bool {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        if state.tx_is_blocked {
+            return false;
+        }
+        match state.tx.slot.ring.as_deref_mut() {
+            // A fault is for the next batch to report.
+            Some(ring) => ring.available(&self.space.lock()) != Ok(0),
+            None => false,
+        }
+    }
+
+    /// Ask the driver for kicks and say what else to wait for. None: there is work already.
+    pub(super) fn prepare_sleep(&self) -> Option<PortWish> {
+        let mut guard = self.state.lock();
+        let state = &mut *guard;
+        let mut wish = PortWish {
+            readable: state.rx_ended == Some(Ended::NoPackets),
+            writable: state.tx_is_blocked,
+        };
+        if !state.tx_is_blocked && self.enable_kicks(&mut state.tx, &self.tx) {
+            return None;
+        }
+        match state.rx_ended {
+            Some(Ended::Budget) => return None,
+            Some(Ended::NoBuffers) if self.enable_kicks(&mut state.rx, &self.rx) => return None,
+            _ => {}
+        }
+        if state.port_is_gone {
+            wish = PortWish::default();
+        }
+        self.hand_over(guard);
+        Some(wish)
+    }
+
+    fn enable_kicks(&self, side: &mut Side, queue: &Queue) -> bool {
+        let Some(ring) = side.slot.ring.as_deref_mut() else {
+            return false;
+        };
+        let result = ring.enable_kicks(&self.space.lock());
+        result.unwrap_or_else(|fault| {
+            side.slot.break_down(queue, &self.space, fault);
+            false
+        })
+    }
+
+    /// The port is in error for good: waiting for it again would be a busy loop.
+    pub(super) fn port_failed(&self) {
+        self.lose_port(&mut self.state.lock(), libc::ENODEV);
+    }
+
+    fn lose_port(&self, state: &mut State, errno: i32) {
+        if std::mem::replace(&mut state.port_is_gone, true) {
+            return;
+        }
+        self.rx.record(Violation {
+            queue: i32::from(self.rx.index),
+            kind: "backend_gone",
+            value: errno.unsigned_abs().into(),
+            clause: "",
+            detail: format!("the back end of this queue pair is gone (errno {errno})"),
+        });
+    }
+}
+
+impl State {
+    fn side<'a>(&mut self, pair: &'a Pair, direction: Direction) -> (&mut Side, &'a Queue) {
+        match direction {
+            Direction::Receive => (&mut self.rx, &pair.rx),
+            Direction::Transmit => (&mut self.tx, &pair.tx),
+        }
+    }
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+//! One virtqueue as the workers hold it: what anyone may touch at any time ([`Queue`]), and what needs the lock of
+//! its owner ([`Slot`]).
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::signal::{new_eventfd, Call, Signal};
+use crate::counters::QueueCounters;
+use crate::error::{Error, Result};
+use crate::memory::{DmaSpace, Memory};
+use crate::ring::split::SplitQueue;
+use crate::ring::{self, Ring, RingConfig, RingFault, RingState};
+use crate::violation::{Violation, ViolationLog};
+
+/// The part of a queue that needs no lock, or its own short one.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    pub(crate) index: u16,
+    pub(crate) kick: EventFd,
+    pub(crate) attached_kick: Mutex<Option<Signal>>,
+    pub(crate) call: Call,
+    pub(crate) counters: QueueCounters,
+    is_running: AtomicBool,
+    is_broken: AtomicBool,
+    violations: Arc<ViolationLog>,
+}
+
+impl Queue {
+    pub(crate) fn new(index: u16, violations: Arc<ViolationLog>) -> Result<Self> {
+        Ok(Self {
+            index,
+            kick: new_eventfd()?,
+            attached_kick: Mutex::default(),
+            call: Call::default(),
+            counters: QueueCounters::default(),
+            is_running: AtomicBool::new(false),
+            is_broken: AtomicBool::new(false),
+            violations,
+        })
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
+        self.is_running.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.is_broken.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn interrupt(&self) {
+        self.counters.interrupted();
+        self.call.raise();
+    }
+
+    pub(crate) fn record(&self, violation: Violation) {
+        self.violations.record(violation);
+    }
+}
+
+/// The part of a queue that its owner's lock guards.
+#[derive(Debug, Default)]
+pub(crate) struct Slot {
+    pub(crate) ring: Option<Box<dyn Ring>>,
+    /// The negotiated features.
+    pub(crate) features: u64,
+    /// Chains taken and not yet given back while the lock is free (control queue only).
+    pub(crate) in_flight: u16,
+    /// Changes with every start and stop.
+    pub(crate) generation: u64,
+    last_state: RingState,
+}
+
+impl Slot {
+    /// Put a ring in. Errors: there is one, or `config` does not make one.
+    pub(crate) fn start(&mut self, queue: &Queue, space: &DmaSpace, config: &RingConfig) -> Result<()> {
+        if self.ring.is_some() {
+            return Err(Error::State(format!(
+                "queue {} runs: stop it before it is started again",
+                queue.index
+            )));
+        }
+        let memory = space.lock();
+        let ring = ring::open(config, &memory)?;
+        if config.state.is_restored() {
+            check_used_idx(queue, config, &memory);
+        } else {
+            queue.call.forget();
+        }
+        drop(memory);
+        self.ring = Some(ring);
+        self.features = config.features;
+        self.in_flight = 0;
+        self.generation += 1;
+        queue.is_broken.store(false, Ordering::Release);
+        queue.is_running.store(true, Ordering::Release);
+        if config.state.is_restored() {
+            // A call that was lost in the switch-over must not hang the guest.
+            queue.interrupt();
+        }
+        Ok(())
+    }
+
+    /// Where the ring stands, or stood when it was stopped.
+    pub(crate) fn state(&self) -> RingState {
+        match &self.ring {
+            None => self.last_state,
+            Some(ring) => {
+                let mut state = ring.state();
+                state.last_avail_idx = state.last_avail_idx.wrapping_sub(self.in_flight);
+                state
+            }
+        }
+    }
+
+    /// Take the ring out; what was in flight counts as not taken.
+    pub(crate) fn stop(&mut self, queue: &Queue) -> RingState {
+        self.take_out(queue);
+        queue.is_broken.store(false, Ordering::Release);
+        self.last_state
+    }
+
+    /// Take the ring out because of a fault in it, and tell.
+    pub(crate) fn break_down(&mut self, queue: &Queue, space: &DmaSpace, fault: RingFault) {
+        self.publish_what_is_done(queue, space);
+        self.take_out(queue);
+        queue.is_broken.store(true, Ordering::Release);
+        queue.record(fault.into_violation(queue.index));
+    }
+
+    fn take_out(&mut self, queue: &Queue) {
+        self.last_state = self.state();
+        if self.ring.take().is_some() {
+            self.generation += 1;
+        }
+        self.in_flight = 0;
+        queue.is_running.store(false, Ordering::Release);
+    }
+
+    /// The chains before the bad one were served: the driver shall see that, if the ring still allows it.
+    fn publish_what_is_done(&mut self, queue: &Queue, space: &DmaSpace) {
+        if let Some(ring) = &mut self.ring {
+            if let Ok(true) = ring.publish(&space.lock()) {
+                queue.interrupt();
+            }
+        }
+    }
+}
+
+/// A used_idx that came with the state and one that lies in memory have to be the same (LM_RING_STATE).
+fn check_used_idx(queue: &Queue, config: &RingConfig, memory: &Memory<'_>) {
+    let restored = config.state.used_idx;
+    match SplitQueue::used_idx_in_memory(config, memory) {
+        Ok(found) if found != restored => queue.record(Violation {
+            queue: i32::from(queue.index),
+            kind: "used_idx",
+            value: u64::from(restored),
+            clause: "virtio 1.3 2.7.8: used->idx is where the device puts the next element",
+            detail: format!("restored used_idx is {restored}, but used->idx in memory is {found}"),
+        }),
+        _ => {}
+    }
+}

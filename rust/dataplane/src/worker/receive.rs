@@ -1,0 +1,224 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The receive side of a pair: packets to chains.
+//!
+//! One packet is read ahead of the ring into a buffer of the pair, because only then is its size known. It stays
+//! there until the driver offers enough buffers, over a stop too; only a flush of the back end drops it.
+
+use super::pair::{Pair, Side};
+use crate::backend::Received;
+use crate::counters::Drop;
+use crate::memory::{Memory, Range};
+use crate::net::{self, HEADER_BYTES, MAX_PACKET_BYTES};
+use crate::ring::{Chain, Ring, RingResult, F_MRG_RXBUF};
+
+/// Why a batch ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// The budget was used up: there may be more to do.
+    Budget,
+    /// The driver has to offer buffers first.
+    NoBuffers,
+    /// The back end has nothing.
+    NoPackets,
+    /// The back end will never have anything again.
+    BackendGone {
+        /// How it said so.
+        errno: i32,
+    },
+}
+
+/// What a batch did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ReceivedBatch {
+    /// Packets that left the back end for good: delivered or dropped.
+    pub(crate) packets: u16,
+    /// Why it ended.
+    pub(crate) ended: Ended,
+}
+
+/// The packet that was read ahead, and the working lists of a delivery.
+#[derive(Debug)]
+pub(crate) struct Inbox {
+    buffer: Vec<u8>,
+    pending: Option<usize>,
+    used: Vec<(u16, u64)>,
+    ranges: Vec<Range>,
+}
+
+impl Inbox {
+    pub(super) fn new() -> Self {
+        Self {
+            // One byte more than a packet can have: a longer one shows.
+            buffer: vec![0; MAX_PACKET_BYTES + 1],
+            pending: None,
+            used: Vec::new(),
+            ranges: Vec::new(),
+        }
+    }
+
+    /// Drop the packet that was read ahead; how many that were.
+    pub(super) fn clear(&mut self) -> u64 {
+        u64::from(self.pending.take().is_some())
+    }
+}
+
+enum Fetched {
+    Ready,
+    Dropped,
+    Nothing(Ended),
+}
+
+enum Delivery {
+    Done,
+    TooLong,
+    NoBuffers,
+}
+
+impl Pair {
+    /// Deliver up to `budget` chains' worth of packets under one memory guard. None: not running (any more).
+    pub(super) fn receive(
+        &self,
+        side: &mut Side,
+        inbox: &mut Inbox,
+        budget: u16,
+    ) -> Option<ReceivedBatch> {
+        let is_mergeable = side.slot.features & F_MRG_RXBUF != 0;
+        let ring = side.slot.ring.as_deref_mut()?;
+        let memory = self.space.lock();
+        let mut batch = Batch {
+            pair: self,
+            memory: &memory,
+            ring,
+            chain: &mut side.chain,
+            inbox,
+            is_mergeable,
+        };
+        let result = batch.run(budget);
+        drop(memory);
+        match result {
+            Ok((received, interrupt)) => {
+                if interrupt {
+                    self.rx.interrupt();
+                }
+                Some(received)
+            }
+            Err(fault) => {
+                side.slot.break_down(&self.rx, &self.space, fault);
+                None
+            }
+        }
+    }
+}
+
+struct Batch<'a, 'm> {
+    pair: &'a Pair,
+    memory: &'a Memory<'m>,
+    ring: &'a mut dyn Ring,
+    chain: &'a mut Chain,
+    inbox: &'a mut Inbox,
+    is_mergeable: bool,
+}
+
+impl Batch<'_, '_> {
+    fn run(&mut self, budget: u16) -> RingResult<(ReceivedBatch, bool)> {
+        let mut packets = 0;
+        let mut chains = 0;
+        let ended = loop {
+            if chains >= usize::from(budget) || packets >= budget {
+                break Ended::Budget;
+            }
+            match self.fetch()? {
+                Fetched::Ready => {}
+                Fetched::Dropped => {
+                    packets += 1;
+                    continue;
+                }
+                Fetched::Nothing(ended) => break ended,
+            }
+            match self.deliver()? {
+                Delivery::Done => chains += self.inbox.used.len(),
+                Delivery::TooLong => self.pair.rx.counters.dropped(Drop::TooLong, 1),
+                Delivery::NoBuffers => break Ended::NoBuffers,
+            }
+            self.inbox.pending = None;
+            packets += 1;
+        };
+        let interrupt = self.ring.publish(self.memory)?;
+        Ok((ReceivedBatch { packets, ended }, interrupt))
+    }
+
+    /// Make sure that there is a packet in the inbox; otherwise say why not. None is taken from the back end as long
+    /// as the driver offers nothing at all.
+    fn fetch(&mut self) -> RingResult<Fetched> {
+        if self.inbox.pending.is_some() {
+            return Ok(Fetched::Ready);
+        }
+        if self.ring.available(self.memory)? == 0 {
+            return Ok(Fetched::Nothing(Ended::NoBuffers));
+        }
+        let len = match self.pair.port.receive(&mut self.inbox.buffer) {
+            Received::Empty => return Ok(Fetched::Nothing(Ended::NoPackets)),
+            Received::Failed(errno) => return Ok(Fetched::Nothing(Ended::BackendGone { errno })),
+            Received::Packet(len) => len,
+        };
+        if let Err(reason) = net::check_length(len as u64) {
+            self.pair.rx.counters.dropped(reason, 1);
+            return Ok(Fetched::Dropped);
+        }
+        self.inbox.pending = Some(len);
+        Ok(Fetched::Ready)
+    }
+
+    /// Put the packet of the inbox into as many chains as it needs.
+    fn deliver(&mut self) -> RingResult<Delivery> {
+        let len = self.inbox.pending.unwrap_or(0);
+        self.inbox.used.clear();
+        self.inbox.ranges.clear();
+        let result = match self.collect(len as u64) {
+            Ok(Delivery::Done) => self.fill(len).map(|()| Delivery::Done),
+            other => other,
+        };
+        if !matches!(result, Ok(Delivery::Done)) {
+            self.ring.unpop(self.inbox.used.len() as u16);
+            self.inbox.used.clear();
+        }
+        result
+    }
+
+    /// Pop chains until `len` bytes fit.
+    fn collect(&mut self, len: u64) -> RingResult<Delivery> {
+        let mut room = 0;
+        while room < len {
+            let popped = self.inbox.used.len();
+            if popped == usize::from(self.ring.size()) || (popped == 1 && !self.is_mergeable) {
+                return Ok(Delivery::TooLong);
+            }
+            if !self.ring.pop(self.memory, self.chain)? {
+                return Ok(Delivery::NoBuffers);
+            }
+            room += self.chain.writable_len;
+            self.inbox.ranges.extend_from_slice(&self.chain.writable);
+            self.inbox
+                .used
+                .push((self.chain.head, self.chain.writable_len));
+        }
+        Ok(Delivery::Done)
+    }
+
+    /// Write the packet, then the used elements. Nothing is handed back once elements are being written.
+    fn fill(&mut self, len: usize) -> RingResult<()> {
+        let packet = &mut self.inbox.buffer[..len];
+        net::set_num_buffers(packet, self.inbox.used.len() as u16);
+        self.memory.scatter(&self.inbox.ranges, packet)?;
+        self.ring.disable_kicks(self.memory)?;
+        let mut left = len as u64;
+        for &(head, room) in &self.inbox.used {
+            let written = left.min(room);
+            self.ring.push_used(self.memory, head, written as u32)?;
+            self.pair.rx.counters.chain();
+            left -= written;
+        }
+        self.pair.rx.counters.packet((len - HEADER_BYTES) as u64);
+        Ok(())
+    }
+}

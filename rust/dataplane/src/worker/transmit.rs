@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The transmit side of a pair: chains to packets.
+
+use super::pair::{Pair, Side};
+use super::queue::Queue;
+use crate::backend::Sent;
+use crate::counters::Drop;
+use crate::memory::Memory;
+use crate::net::{self, HEADER_BYTES};
+use crate::ring::{Chain, Ring, RingResult};
+
+/// What a batch did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Transmitted {
+    /// Chains used.
+    pub(crate) chains: u16,
+    /// The back end is full; the chain at which it was stays in the ring.
+    pub(crate) is_blocked: bool,
+}
+
+impl Pair {
+    /// Send up to `budget` chains under one memory guard. None: the queue is not running (any more).
+    pub(super) fn transmit(&self, side: &mut Side, budget: u16) -> Option<Transmitted> {
+        let ring = side.slot.ring.as_deref_mut()?;
+        let memory = self.space.lock();
+        let result = self.transmit_batch(&memory, ring, &mut side.chain, budget);
+        drop(memory);
+        match result {
+            Ok((transmitted, interrupt)) => {
+                if interrupt {
+                    self.tx.interrupt();
+                }
+                Some(transmitted)
+            }
+            Err(fault) => {
+                side.slot.break_down(&self.tx, &self.space, fault);
+                None
+            }
+        }
+    }
+
+    fn transmit_batch(
+        &self,
+        memory: &Memory<'_>,
+        ring: &mut dyn Ring,
+        chain: &mut Chain,
+        budget: u16,
+    ) -> RingResult<(Transmitted, bool)> {
+        let mut done = Transmitted {
+            chains: 0,
+            is_blocked: false,
+        };
+        while done.chains < budget && ring.pop(memory, chain)? {
+            if done.chains == 0 {
+                ring.disable_kicks(memory)?;
+            }
+            match self.send(memory, chain) {
+                Ok(true) => {}
+                Ok(false) => {
+                    ring.unpop(1);
+                    done.is_blocked = true;
+                    break;
+                }
+                Err(fault) => {
+                    ring.unpop(1);
+                    return Err(fault);
+                }
+            }
+            ring.push_used(memory, chain.head, 0)?;
+            self.tx.counters.chain();
+            done.chains += 1;
+        }
+        Ok((done, ring.publish(memory)?))
+    }
+
+    /// False: the back end is full. A packet that can't be sent at all is counted, and its chain is done.
+    fn send(&self, memory: &Memory<'_>, chain: &Chain) -> RingResult<bool> {
+        if let Err(reason) = net::check_length(chain.readable_len) {
+            self.tx.counters.dropped(reason, 1);
+            return Ok(true);
+        }
+        match self.port.send(memory, &chain.readable)? {
+            Sent::Done => self
+                .tx
+                .counters
+                .packet(chain.readable_len - HEADER_BYTES as u64),
+            Sent::Blocked => return Ok(false),
+            Sent::Refused { reason, .. } => self.tx.counters.dropped(reason, 1),
+        }
+        Ok(true)
+    }
+}
+
+/// Count what a queue's own packets (announcements) came to.
+pub(super) fn count_own(queue: &Queue, sent: Sent, frame_bytes: usize) {
+    match sent {
+        Sent::Done => queue.counters.packet(frame_bytes as u64),
+        Sent::Blocked => queue.counters.dropped(Drop::Backend, 1),
+        Sent::Refused { reason, .. } => queue.counters.dropped(reason, 1),
+    }
+}

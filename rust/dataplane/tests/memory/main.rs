@@ -1,0 +1,9 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Tests of guest memory through its public interface.
+
+mod dirty;
+mod log;
+mod maps;
+mod races;
+mod shrink;
+mod support;

@@ -1,0 +1,23 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `vdpa_net._native`: the data plane for Python. Its interface is `src/vdpa_net/_native.pyi`.
+//!
+//! Nothing is decided here: arguments are converted, the GIL is released, errors are converted back.
+
+mod convert;
+mod plane;
+mod relay;
+mod space;
+
+use pyo3::prelude::*;
+
+/// The data plane of vdpa_net: see the stub file for its documentation.
+#[pymodule]
+fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    convert::add_records(module)?;
+    module.add_class::<space::DmaSpace>()?;
+    module.add_class::<plane::Loopback>()?;
+    module.add_class::<plane::Tap>()?;
+    module.add_class::<plane::DataPlane>()?;
+    module.add_class::<relay::KickRelay>()
+}

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: Apache-2.0
+//! `DmaSpace`.
+
+use std::os::fd::AsFd;
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::types::{IntoPyDict, PyBytes, PyDict, PyList};
+use vdpa_net_dataplane::error::Error;
+use vdpa_net_dataplane::memory::{self, Range};
+
+use crate::convert;
+
+// Copies are made in pieces, so that a map or unmap waits for one of them only.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// IOVA ranges on file descriptors, and the dirty log that lies in them.
+#[pyclass(frozen, module = "vdpa_net._native")]
+pub struct DmaSpace {
+    pub space: Arc<memory::DmaSpace>,
+}
+
+impl DmaSpace {
+    fn detached<T: Send>(
+        &self,
+        py: Python<'_>,
+        call: impl Send + FnOnce(&memory::DmaSpace) -> Result<T, Error>,
+    ) -> PyResult<T> {
+        py.detach(|| call(&self.space))
+            .map_err(|error| convert::to_py(py, &error))
+    }
+}
+
+#[pymethods]
+impl DmaSpace {
+    #[new]
+    #[pyo3(signature = (max_maps = 1 << 20))]
+    fn new(max_maps: usize) -> Self {
+        Self {
+            space: Arc::new(memory::DmaSpace::new(max_maps)),
+        }
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the interface of the stub file")]
+    fn map(
+        &self,
+        py: Python<'_>,
+        iova: u64,
+        size: u64,
+        fd: i32,
+        offset: u64,
+        readable: bool,
+        writable: bool,
+    ) -> PyResult<()> {
+        // Without the GIL, another thread could close the caller's.
+        let own = convert::duplicate(py, fd, "DmaError")?;
+        self.detached(py, |space| {
+            space.map(iova, size, own.as_fd(), offset, readable, writable)
+        })
+    }
+
+    fn unmap(&self, py: Python<'_>, iova: u64, size: u64) -> PyResult<()> {
+        self.detached(py, |space| space.unmap(iova, size))
+    }
+
+    fn unmap_all(&self, py: Python<'_>) -> PyResult<usize> {
+        self.detached(py, |space| Ok(space.unmap_all()))
+    }
+
+    fn is_mapped(&self, py: Python<'_>, iova: u64, size: u64, writable: bool) -> PyResult<bool> {
+        self.detached(py, |space| Ok(space.is_mapped(iova, size, writable)))
+    }
+
+    fn mappings<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let list = PyList::empty(py);
+        for entry in py.detach(|| self.space.mappings()) {
+            list.append(convert::mapping(py, &entry)?)?;
+        }
+        Ok(list)
+    }
+
+    fn read<'py>(&self, py: Python<'py>, iova: u64, size: u64) -> PyResult<Bound<'py, PyBytes>> {
+        let bytes = self.detached(py, |space| {
+            // Before the memory for the copy is allocated: the size is the caller's.
+            space.lock().check(Range { iova, len: size }, false)?;
+            let mut bytes = vec![0; size as usize];
+            let mut at = iova;
+            for piece in bytes.chunks_mut(PIECE_BYTES) {
+                space.lock().read_into(at, piece)?;
+                at += piece.len() as u64;
+            }
+            Ok(bytes)
+        })?;
+        Ok(PyBytes::new(py, &bytes))
+    }
+
+    fn write(&self, py: Python<'_>, iova: u64, data: &[u8]) -> PyResult<()> {
+        self.detached(py, |space| {
+            let len = data.len() as u64;
+            space.lock().check(Range { iova, len }, true)?;
+            let mut at = iova;
+            for piece in data.chunks(PIECE_BYTES) {
+                space.lock().write_from(at, piece)?;
+                at += piece.len() as u64;
+            }
+            Ok(())
+        })
+    }
+
+    fn start_log(&self, py: Python<'_>, base: u64, end: u64) -> PyResult<()> {
+        self.detached(py, |space| space.start_log(base, end))
+    }
+
+    fn stop_log(&self, py: Python<'_>) -> PyResult<()> {
+        self.detached(py, |space| {
+            space.stop_log();
+            Ok(())
+        })
+    }
+
+    fn log_range(&self, py: Python<'_>) -> PyResult<Option<(u64, u64)>> {
+        self.detached(py, |space| Ok(space.log_range()))
+    }
+
+    fn barrier(&self, py: Python<'_>) -> PyResult<()> {
+        self.detached(py, |space| {
+            space.barrier();
+            Ok(())
+        })
+    }
+
+    fn set_mark_fault(&self, py: Python<'_>, rate: f64, seed: u64) -> PyResult<()> {
+        self.detached(py, |space| {
+            space.set_mark_fault(rate, seed);
+            Ok(())
+        })
+    }
+
+    fn record_marks(&self, py: Python<'_>, on: bool) -> PyResult<()> {
+        self.detached(py, |space| {
+            space.record_marks(on);
+            Ok(())
+        })
+    }
+
+    fn marked_pages<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &py.detach(|| self.space.marked_pages()))
+    }
+
+    fn log_counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let counters = py.detach(|| self.space.log_counters());
+        [
+            ("marks", counters.marks),
+            ("pages_marked", counters.pages_marked),
+            ("log_overflow", counters.log_overflow),
+            ("log_unmapped", counters.log_unmapped),
+            ("marks_dropped_by_fault", counters.marks_dropped_by_fault),
+        ]
+        .into_py_dict(py)
+    }
+
+    fn take_violations<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let entries = py.detach(|| self.space.violations().take());
+        convert::violations(py, entries)
+    }
+}

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A vDPA network device in user space, with live-migration registers.
+
+>>> from vdpa_net import Loopback, NetDevice
+>>> device = NetDevice(Loopback(), mac="52:54:00:12:34:56")  # doctest: +SKIP
+
+Names are imported when they are first used: a command that needs no device does not pay for one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vdpa_net.backend.loopback import Loopback
+    from vdpa_net.backend.tap import Tap
+    from vdpa_net.device.net_device import NetDevice
+    from vdpa_net.errors import VdpaNetError
+    from vdpa_net.migration.faults import parse_fault
+    from vdpa_net.wire.lm import Profile
+
+__version__ = "0.1.0"
+__all__ = ["Loopback", "NetDevice", "Profile", "Tap", "VdpaNetError", "parse_fault"]
+
+_HOME = {
+    "Loopback": "vdpa_net.backend.loopback",
+    "NetDevice": "vdpa_net.device.net_device",
+    "Profile": "vdpa_net.wire.lm",
+    "Tap": "vdpa_net.backend.tap",
+    "VdpaNetError": "vdpa_net.errors",
+    "parse_fault": "vdpa_net.migration.faults",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

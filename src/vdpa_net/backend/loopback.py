@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A back end without a network: what a queue pair transmits, it receives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vdpa_net.errors import BackendError
+
+if TYPE_CHECKING:
+    from vdpa_net import _native
+
+
+class Loopback:
+    """Frames come back on the pair that sent them. At most `depth_packets` wait; more are dropped and
+    counted.
+
+    `carrier` and `features` are what the device set last, for tests and reports.
+    """
+
+    def __init__(self, queue_pairs: int = 1, depth_packets: int = 1024, *, name: str = "loopback") -> None:
+        if queue_pairs < 1 or depth_packets < 1:
+            raise BackendError(
+                f"loopback takes at least 1 queue pair and 1 packet, got {queue_pairs} and {depth_packets}"
+            )
+        self.name = name
+        self.queue_pairs = queue_pairs
+        self.depth_packets = depth_packets
+        self.carrier = False
+        self.features = 0
+        self._native: _native.Loopback | None = None
+
+    def native(self) -> _native.Loopback:
+        """The packet end in the data plane."""
+        if self._native is None:
+            # Not at the top: the extension is loaded when a device is made, not when this is imported.
+            from vdpa_net import _native  # noqa: PLC0415
+
+            self._native = _native.Loopback(self.queue_pairs, self.depth_packets)
+        return self._native
+
+    def set_carrier(self, on: bool) -> None:
+        """Remember the carrier; nothing around sees it."""
+        self.carrier = on
+
+    def set_offloads(self, features: int) -> None:
+        """Remember the features; a frame comes back with the header it was sent with."""
+        self.features = features
+
+    def close(self) -> None:
+        """Forget the packet end."""
+        self._native = None

@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where everything of the function lies: BARs, virtio regions, LM block; and access to a BAR by offset."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from vdpa_net.device.msix import Msix, power_of_two
+from vdpa_net.device.options import NetOptions
+from vdpa_net.device.pci import FunctionLayout, Identity, VirtioRegion
+from vdpa_net.device.registers import RegisterBlock, Storage
+from vdpa_net.migration.violations import ViolationLog
+from vdpa_net.wire import virtio_net, virtio_pci
+from vdpa_net.wire.layout import RegisterMap
+
+CLASS_ETHERNET: Final = 0x020000
+REVISION: Final = 1
+
+REGION_BYTES: Final = 0x1000
+NOTIFY_OFF_MULTIPLIER: Final = 4
+NOTIFY_BYTES: Final = NOTIFY_OFF_MULTIPLIER * 1024
+"""Doorbells of 1024 queues, as QEMU has them, so that the LM block is where the contract puts it."""
+
+COMMON_OFFSET: Final = 0x0
+ISR_OFFSET: Final = 0x1000
+DEVICE_CFG_OFFSET: Final = 0x2000
+NOTIFY_OFFSET: Final = 0x3000
+LM_OFFSET: Final = NOTIFY_OFFSET + NOTIFY_BYTES
+
+
+@dataclass(frozen=True, slots=True)
+class RegionInfo:
+    """A region as VFIO describes it; `size` in bytes."""
+
+    size: int
+    readable: bool = True
+    writable: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Doorbell:
+    """A notification register and the eventfd (borrowed) that does the same."""
+
+    region: int
+    offset: int
+    size_bytes: int
+    queue: int
+    fd: int
+
+
+class Window(Protocol):
+    """Something that answers accesses, at offsets from its own beginning."""
+
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes."""
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write bytes."""
+
+
+class Bar:
+    """A BAR made of windows. Between them reads give 0 and writes are violations."""
+
+    def __init__(self, name: str, size: int, violations: ViolationLog) -> None:
+        self.size = size
+        table = RegisterMap(name, ())
+        self._nothing = RegisterBlock(table, Storage(table), violations)
+        self._windows: list[tuple[int, int, Window]] = []
+
+    def add(self, offset: int, length: int, window: Window) -> None:
+        """Put a window at [offset, offset + length), behind those that are there."""
+        self._windows.append((offset, offset + length, window))
+
+    def read(self, offset: int, count: int) -> bytes:
+        """`count` bytes, which may span windows."""
+        pieces = self._pieces(offset, count)
+        return b"".join(window.read(start - base, end - start) for base, start, end, window in pieces)
+
+    def write(self, offset: int, data: bytes) -> None:
+        """Write bytes, which may span windows."""
+        for base, start, end, window in self._pieces(offset, len(data)):
+            window.write(start - base, data[start - offset : end - offset])
+
+    def _pieces(self, offset: int, count: int) -> Iterator[tuple[int, int, int, Window]]:
+        position, end = offset, offset + count
+        for begin, behind, window in self._windows:
+            if behind <= position or begin >= end:
+                continue
+            if begin > position:
+                yield 0, position, begin, self._nothing
+                position = begin
+            yield begin, position, min(behind, end), window
+            position = min(behind, end)
+        if position < end:
+            yield 0, position, end, self._nothing
+
+
+def virtio_bar_size(options: NetOptions) -> int:
+    """Size of the BAR with the virtio regions, and the LM block behind them with vdpa=on."""
+    lm_here = options.vdpa and options.profile.lm_bar is None
+    return power_of_two(LM_OFFSET + (options.profile.registers.size if lm_here else 0))
+
+
+def function_layout(options: NetOptions, msix: Msix) -> FunctionLayout:
+    """What the configuration space says about this device."""
+    profile = options.profile
+    regions = (
+        (virtio_pci.CAP_COMMON_CFG, COMMON_OFFSET, REGION_BYTES),
+        (virtio_pci.CAP_ISR_CFG, ISR_OFFSET, REGION_BYTES),
+        (virtio_pci.CAP_DEVICE_CFG, DEVICE_CFG_OFFSET, REGION_BYTES),
+        (virtio_pci.CAP_NOTIFY_CFG, NOTIFY_OFFSET, NOTIFY_BYTES),
+    )
+    return FunctionLayout(
+        identity=Identity(
+            vendor_id=virtio_pci.VENDOR_ID,
+            device_id=virtio_pci.DEVICE_ID_BASE + virtio_net.DEVICE_ID,
+            revision_id=REVISION,
+            subsystem_vendor_id=profile.subsystem_vendor_id,
+            subsystem_id=profile.subsystem_id,
+            class_code=CLASS_ETHERNET,
+        ),
+        bar_sizes={profile.virtio_bar: virtio_bar_size(options), profile.msix_bar: msix.bar_size},
+        prefetchable=frozenset({profile.virtio_bar}),
+        regions=tuple(
+            VirtioRegion(kind, profile.virtio_bar, start, length) for kind, start, length in regions
+        ),
+        notify_off_multiplier=NOTIFY_OFF_MULTIPLIER,
+        vectors=options.vectors,
+        msix_bar=profile.msix_bar,
+        pba_offset=msix.pba_offset,
+        ats=options.ats,
+    )

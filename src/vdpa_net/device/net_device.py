@@ -1,0 +1,371 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network device as a PCI function: regions, DMA, interrupts, doorbells, reset.
+
+This is the whole interface to what is in front of a device: a vfio-user server, or a driver in this process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from vdpa_net.backend import Backend
+from vdpa_net.device import function, snapshot
+from vdpa_net.device.dma import DmaMaps
+from vdpa_net.device.function import Bar, Doorbell, RegionInfo, Window
+from vdpa_net.device.monitor import Monitor
+from vdpa_net.device.msix import Msix
+from vdpa_net.device.net_config import parse_mac
+from vdpa_net.device.notify import Notify
+from vdpa_net.device.options import check_options
+from vdpa_net.device.pci import BarAccess, ConfigSpace
+from vdpa_net.device.registers import RegisterBlock
+from vdpa_net.device.virtio_device import VirtioNet
+from vdpa_net.errors import AccessError, BackendError, OptionError, StateError
+from vdpa_net.migration.faults import DropDirtyMark, Fault
+from vdpa_net.migration.violations import Violation, ViolationLog
+from vdpa_net.wire import pci, virtio_net, virtio_pci
+from vdpa_net.wire.lm import Profile
+
+if TYPE_CHECKING:
+    from vdpa_net import _native
+
+_logger = logging.getLogger(__name__)
+
+_PLANE = "plane"
+_CONTROL_BELL = "control bell"
+_CONTROL_KICK = "control kick"
+
+EventCallback = Callable[[str, dict[str, object]], None]
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Makers of the data plane's objects; tests give their own."""
+
+    space: Callable[[], _native.DmaSpace]
+    plane: Callable[[_native.DmaSpace, _native.Loopback | _native.Tap, int, bool], _native.DataPlane]
+
+
+def native_engine() -> Engine:
+    """The data plane of the package's extension module."""
+    # Not at the top: importing the device must not need the extension.
+    from vdpa_net import _native  # noqa: PLC0415
+
+    return Engine(_native.DmaSpace, _native.DataPlane)
+
+
+class NetDevice:
+    """A virtio-net PCI function on a packet back end; with `vdpa` it has the LM registers. Thread-safe.
+
+    The back end stays the caller's: `close` takes its carrier down and leaves it open. Raises OptionError for
+    arguments that are impossible, BackendError if the back end can't be used.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        *,
+        mac: str,
+        mtu: int = 1500,
+        profile: str | Profile = "vdpa",
+        vdpa: bool = True,
+        iommu_platform: bool = True,
+        ats: bool = False,
+        rx_queue_size: int = 256,
+        tx_queue_size: int = 256,
+        vectors: int | None = None,
+        disabled_features: frozenset[str] = frozenset(),
+        engine: Engine | None = None,
+    ) -> None:
+        self.options = check_options(
+            mac=mac,
+            mtu=mtu,
+            profile=profile,
+            vdpa=vdpa,
+            iommu_platform=iommu_platform,
+            ats=ats,
+            rx_queue_size=rx_queue_size,
+            tx_queue_size=tx_queue_size,
+            vectors=vectors,
+            disabled_features=disabled_features,
+        )
+        if backend.queue_pairs < self.options.queue_pairs:
+            raise BackendError(f"{backend.name} serves {backend.queue_pairs} queue pairs, needed is 1")
+        engine = engine or native_engine()
+        self._lock = threading.RLock()
+        self._listeners: list[EventCallback] = []
+        self._faults: list[Fault] = []
+        self._closed = False
+        self.backend = backend
+        self.num_vectors = self.options.vectors
+        self.space = engine.space()
+        self._plane = engine.plane(
+            self.space, backend.native(), self.options.queue_pairs, self.options.control_queue is not None
+        )
+        self.violations = ViolationLog(self._pull_violations)
+        self._dma = DmaMaps(self.space)
+        self._msix = Msix(self.num_vectors, self.violations, self._vectors_bound)
+        self._virtio = VirtioNet(
+            self.options,
+            backend,
+            self._plane,
+            self.space,
+            msix=self._msix,
+            violations=self.violations,
+            emit=self._emit,
+            dma_hint=self._dma.hint,
+        )
+        self._config = self._make_config()
+        self._bars = self._make_bars()
+        self._monitor = Monitor(self._on_signal)
+        self._monitor.watch(_PLANE, self._plane.event_fd())
+        self._control_bell: int | None = None
+        self._kick_fds = self._make_kick_fds()
+
+    def region_info(self, index: int) -> RegionInfo | None:
+        """The region with this VFIO index (0 to 5 are BARs, 7 the configuration space).
+
+        None if there is none.
+        """
+        if index == pci.CONFIG_REGION:
+            return RegionInfo(pci.CONFIG_SPACE_SIZE)
+        bar = self._bars.get(index)
+        return None if bar is None else RegionInfo(bar.size)
+
+    def region_read(self, index: int, offset: int, count: int) -> bytes:
+        """`count` bytes of a region; 1, 2, 4 and 8 are single accesses. Raises AccessError outside of it."""
+        with self._lock:
+            window = self._window(index, offset, count)
+            return window.read(offset, count)
+
+    def region_write(self, index: int, offset: int, data: bytes) -> None:
+        """Write to a region; on return the device has acted on it. Raises AccessError outside of it."""
+        with self._lock:
+            window = self._window(index, offset, len(data))
+            window.write(offset, data)
+
+    def dma_map(
+        self, iova: int, size: int, fd: int | None, offset: int, *, readable: bool, writable: bool
+    ) -> None:
+        """Let the device reach [iova, iova + size) at `offset` of the file, which stays the caller's.
+
+        Without an fd the range is remembered, so that a later access to it is reported with the reason.
+        Raises DmaError.
+        """
+        with self._lock:
+            self._dma.map(iova, size, fd, offset, readable=readable, writable=writable)
+
+    def dma_unmap(self, iova: int, size: int) -> None:
+        """Undo exactly one map; on return nothing touches the range. Raises DmaError."""
+        with self._lock:
+            self._dma.unmap(iova, size)
+
+    def dma_unmap_all(self) -> int:
+        """Undo every map; returns how many there were."""
+        with self._lock:
+            return self._dma.unmap_all()
+
+    def set_irqs(self, start: int, fds: Sequence[int | None]) -> None:
+        """Bind MSI-X vectors from `start` on to duplicates of these eventfds; None unbinds.
+
+        Raises AccessError.
+        """
+        with self._lock:
+            self._msix.bind(start, fds)
+
+    def trigger_irqs(self, start: int, flags: Sequence[bool]) -> None:
+        """Raise the vectors from `start` on whose flag is set. Raises AccessError."""
+        with self._lock:
+            self._msix.trigger(start, flags)
+
+    def disable_irqs(self) -> None:
+        """Unbind every vector."""
+        with self._lock:
+            self._msix.unbind_all()
+
+    def doorbells(self) -> list[Doorbell]:
+        """The doorbell of each queue, with the eventfd that does the same as a write to it."""
+        step = function.NOTIFY_OFF_MULTIPLIER
+        return [
+            Doorbell(self.options.profile.virtio_bar, function.NOTIFY_OFFSET + step * queue, 2, queue, fd)
+            for queue, fd in enumerate(self._kick_fds)
+        ]
+
+    def set_kick(self, queue: int, fd: int | None) -> None:
+        """Take this eventfd (duplicated) as the queue's kick besides its doorbell; None: the doorbell only.
+
+        Raises AccessError if there is no such queue or the descriptor is none to wait for.
+        """
+        with self._lock:
+            if not 0 <= queue < len(self._kick_fds):
+                raise AccessError(f"kick for queue {queue}: there are {len(self._kick_fds)}")
+            if queue != self.options.control_queue:
+                self._plane.set_kick(queue, fd)
+                return
+            try:
+                self._monitor.watch(_CONTROL_KICK, fd)
+            except OSError as error:
+                raise AccessError(f"kick for queue {queue}: fd {fd}: {error}", errno=error.errno) from error
+
+    def reset(self) -> None:
+        """Device reset. On return no DMA is in flight and the log is complete; maps and eventfds stay."""
+        with self._lock:
+            self._virtio.reset_device()
+            self._config.reset()
+            self._msix.reset()
+
+    def detach_client(self) -> None:
+        """The client is gone: reset, unmap everything, unbind every vector and kick."""
+        with self._lock:
+            self.reset()
+            self._msix.unbind_all()
+            for queue in range(len(self._kick_fds)):
+                self.set_kick(queue, None)
+            self._dma.unmap_all()
+            self._emit("client_detached", {})
+
+    def install_fault(self, fault: Fault) -> None:
+        """Make the device faulty from now on (resets do not mend it). Raises OptionError if it can't be."""
+        with self._lock:
+            if isinstance(fault, DropDirtyMark):
+                self.space.set_mark_fault(fault.rate, fault.seed)
+            elif self._virtio.lm is None or fault.queue >= len(self._virtio.queues):
+                raise OptionError(f"{fault}: needs vdpa=on and a queue below {len(self._virtio.queues)}")
+            else:
+                self._virtio.lm.fault = fault
+            self._faults.append(fault)
+
+    def announce(self, mac: str | None = None) -> None:
+        """Announce a station on the network with RARP frames: `mac`, or the device's own.
+
+        Raises OptionError.
+        """
+        with self._lock:
+            station = self._virtio.config.mac if mac is None else parse_mac(mac)
+            self._virtio.announcer.start(station)
+
+    def snapshot(self) -> dict[str, object]:
+        """The state as JSON values: status, features, queues, LM registers, counters, violations."""
+        with self._lock:
+            return snapshot.take(
+                self._virtio,
+                self._plane,
+                self.space,
+                dma_maps=self._dma.count,
+                faults=self._faults,
+                violations=self.violations,
+            )
+
+    def on_event(self, callback: EventCallback) -> None:
+        """Call `callback(name, info)` at each event; `info["ns"]` is time.monotonic_ns().
+
+        It runs in the thread that caused the event, often with the device's lock held: it must not wait.
+        """
+        self._listeners.append(callback)
+
+    def close(self) -> None:
+        """Stop every queue and thread. Twice does no harm."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            self._virtio.reset_device()
+            self._msix.unbind_all()
+        self._monitor.close()
+        with self._lock:
+            self.violations.refresh()
+            self._plane.close()
+            self._dma.unmap_all()
+            if self._control_bell is not None:
+                os.close(self._control_bell)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _window(self, index: int, offset: int, count: int) -> Window:
+        """What answers a region's accesses.
+
+        Raises AccessError outside of the region, StateError after close.
+        """
+        info = self.region_info(index)
+        if info is None or offset < 0 or count < 0 or offset + count > info.size:
+            size = "no such region" if info is None else f"it has {info.size:#x} bytes"
+            raise AccessError(f"access of {count} bytes at {offset:#x} of region {index}: {size}")
+        if self._closed:
+            raise StateError("the device is closed")
+        return self._config if index == pci.CONFIG_REGION else self._bars[index]
+
+    def _make_config(self) -> ConfigSpace:
+        layout = function.function_layout(self.options, self._msix)
+        bars = BarAccess(self.region_read, self.region_write)
+        return ConfigSpace(layout, bars, self.violations, self.reset)
+
+    def _make_bars(self) -> dict[int, Bar]:
+        virtio, profile = self._virtio, self.options.profile
+        bar = Bar(f"bar{profile.virtio_bar}", function.virtio_bar_size(self.options), self.violations)
+        for offset, table, file in (
+            (function.COMMON_OFFSET, virtio_pci.COMMON_CFG, virtio.common),
+            (function.ISR_OFFSET, virtio_pci.ISR, virtio.isr),
+            (function.DEVICE_CFG_OFFSET, virtio_net.DEVICE_CFG, virtio.config),
+        ):
+            bar.add(offset, function.REGION_BYTES, RegisterBlock(table, file, self.violations))
+        notify = Notify(len(virtio.queues), virtio.kick, self.violations)
+        bar.add(function.NOTIFY_OFFSET, function.NOTIFY_BYTES, notify)
+        if virtio.lm is not None:
+            lm_block = RegisterBlock(profile.registers, virtio.lm, self.violations)
+            bar.add(function.LM_OFFSET, profile.registers.size, lm_block)
+        msix_bar = Bar(f"bar{profile.msix_bar}", self._msix.bar_size, self.violations)
+        msix_bar.add(0, self._msix.bar_size, self._msix)
+        return {profile.virtio_bar: bar, profile.msix_bar: msix_bar}
+
+    def _make_kick_fds(self) -> list[int]:
+        fds = [self._plane.kick_fd(queue) for queue in range(2 * self.options.queue_pairs)]
+        if self.options.control_queue is not None:
+            # Control commands are served by Python, so their doorbell wakes our thread, not a worker.
+            self._control_bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._monitor.watch(_CONTROL_BELL, self._control_bell)
+            fds.append(self._control_bell)
+        return fds
+
+    def _vectors_bound(self, vectors: range) -> None:  # noqa: ARG002
+        self._virtio.vectors_changed()
+
+    def _on_signal(self, key: str) -> None:
+        with self._lock:
+            if self._closed:
+                return
+            if key == _PLANE:
+                self.violations.refresh()
+                self._virtio.check_queues()
+            else:
+                self._virtio.serve_control_queue()
+
+    def _pull_violations(self) -> list[Violation]:
+        return [
+            self._translate(item) for item in (*self._plane.take_violations(), *self.space.take_violations())
+        ]
+
+    def _translate(self, item: _native.Violation) -> Violation:
+        where = "dma" if item.queue < 0 else f"queue {item.queue}"
+        detail = "; ".join(text for text in (item.detail, self._dma.hint(item.value)) if text)
+        return Violation(where, item.kind, item.value, item.clause, detail)
+
+    def _emit(self, name: str, info: dict[str, object]) -> None:
+        event = {"ns": time.monotonic_ns(), **info}
+        for callback in list(self._listeners):
+            try:
+                callback(name, event)
+            except Exception:
+                _logger.exception("a callback for device event %s failed", name)

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a network device is made of, checked: the arguments of NetDevice as one value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vdpa_net.device.net_config import parse_mac
+from vdpa_net.errors import OptionError
+from vdpa_net.wire import pci, virtio_net, virtio_pci
+from vdpa_net.wire.lm import Profile, profile_by_name
+
+CONTROL_QUEUE_SIZE = 64
+QUEUE_PAIRS = 1
+"""Multiqueue is not offered, so a driver uses one pair whatever a back end has (virtio 1.3, 5.1.2)."""
+
+_OFFERED = virtio_net.bits(
+    (
+        virtio_net.F_CSUM,
+        virtio_net.F_GUEST_CSUM,
+        virtio_net.F_MTU,
+        virtio_net.F_MAC,
+        virtio_net.F_GUEST_TSO4,
+        virtio_net.F_GUEST_TSO6,
+        virtio_net.F_GUEST_ECN,
+        virtio_net.F_HOST_TSO4,
+        virtio_net.F_HOST_TSO6,
+        virtio_net.F_HOST_ECN,
+        virtio_net.F_MRG_RXBUF,
+        virtio_net.F_STATUS,
+        virtio_net.F_CTRL_VQ,
+        virtio_net.F_CTRL_RX,
+        virtio_net.F_CTRL_MAC_ADDR,
+        virtio_pci.F_INDIRECT_DESC,
+        virtio_pci.F_EVENT_IDX,
+        virtio_pci.F_VERSION_1,
+    )
+)
+
+
+@dataclass(frozen=True)
+class NetOptions:
+    """Options of a NetDevice after they were checked. Sizes in descriptors, `mtu` in bytes."""
+
+    mac: bytes
+    mtu: int
+    profile: Profile
+    vdpa: bool
+    ats: bool
+    rx_queue_size: int
+    tx_queue_size: int
+    vectors: int
+    features: int
+    queue_pairs: int = QUEUE_PAIRS
+
+    @property
+    def control_queue(self) -> int | None:
+        """Index of the control queue (virtio 1.3, 5.1.2)."""
+        return 2 * self.queue_pairs if self.features >> virtio_net.F_CTRL_VQ & 1 else None
+
+    @property
+    def queue_sizes(self) -> list[int]:
+        """Largest size of each queue."""
+        control = [] if self.control_queue is None else [CONTROL_QUEUE_SIZE]
+        return [self.rx_queue_size, self.tx_queue_size] * self.queue_pairs + control
+
+
+def check_options(
+    *,
+    mac: str,
+    mtu: int,
+    profile: str | Profile,
+    vdpa: bool,
+    iommu_platform: bool,
+    ats: bool,
+    rx_queue_size: int,
+    tx_queue_size: int,
+    vectors: int | None,
+    disabled_features: frozenset[str],
+) -> NetOptions:
+    """The options, checked. Raises OptionError, which names the one that is impossible."""
+    if not virtio_net.MTU_MIN <= mtu <= virtio_net.MTU_MAX:
+        raise OptionError(
+            f"mtu takes {virtio_net.MTU_MIN} to {virtio_net.MTU_MAX} (virtio 1.3, 5.1.4.1), got {mtu}"
+        )
+    for name, size in (("rx_queue_size", rx_queue_size), ("tx_queue_size", tx_queue_size)):
+        if size & (size - 1) or not 0 < size <= virtio_net.QUEUE_SIZE_MAX:
+            raise OptionError(f"{name} takes a power of 2 up to {virtio_net.QUEUE_SIZE_MAX}, got {size}")
+    default_vectors = 2 * QUEUE_PAIRS + 2
+    options = NetOptions(
+        mac=parse_mac(mac),
+        mtu=mtu,
+        profile=profile if isinstance(profile, Profile) else profile_by_name(profile),
+        vdpa=vdpa,
+        ats=ats,
+        rx_queue_size=rx_queue_size,
+        tx_queue_size=tx_queue_size,
+        vectors=default_vectors if vectors is None else vectors,
+        features=_offered(iommu_platform, disabled_features),
+    )
+    if not 1 <= options.vectors <= pci.MSIX_MAX_VECTORS:
+        raise OptionError(
+            f"vectors takes 1 to {pci.MSIX_MAX_VECTORS} (virtio 1.3, 4.1.5.1.2.1), got {vectors}"
+        )
+    return options
+
+
+def _offered(iommu_platform: bool, disabled_features: frozenset[str]) -> int:
+    features = _OFFERED | (1 << virtio_pci.F_ACCESS_PLATFORM if iommu_platform else 0)
+    features &= ~virtio_net.bits(virtio_net.feature_bit(name) for name in disabled_features)
+    # A device must not offer a feature without what it requires (2.2.1), so those go too.
+    return virtio_net.without_unmet(features)

@@ -1,0 +1,204 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The front end's memory: which files it is made of, its addresses, and what the device may reach of it.
+
+Without a vIOMMU the device's addresses (IOVA) are guest physical addresses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import mmap
+import os
+from collections.abc import Sequence
+
+from vdpa_net.driver.handle import DeviceHandle
+from vdpa_net.errors import ProtocolError, VdpaNetError
+from vdpa_net.wire.vhost_user import MemoryRegion
+
+PAGE_BYTES = 4096
+_ADDRESS_LIMIT = 1 << 64
+
+
+class MappedRegion:
+    """One region, with a descriptor of its own and a view of its memory that only reads."""
+
+    def __init__(self, region: MemoryRegion, fd: int) -> None:
+        """Raises ProtocolError for a region that can't be mapped."""
+        _check_region(region)
+        self.region = region
+        self.fd = os.dup(fd)
+        self._view: mmap.mmap | None = None
+        try:
+            size = os.fstat(self.fd).st_size
+            if region.mmap_offset + region.size > size:
+                raise ProtocolError(
+                    f"memory region of {region.size:#x} bytes at offset {region.mmap_offset:#x} of a file of "
+                    f"{size:#x} bytes"
+                )
+            self._view = mmap.mmap(self.fd, region.size, prot=mmap.PROT_READ, offset=region.mmap_offset)
+        except OSError as error:
+            os.close(self.fd)
+            raise ProtocolError(
+                f"memory region at {region.guest_address:#x} can't be mapped: {error}"
+            ) from error
+        except BaseException:
+            os.close(self.fd)
+            raise
+
+    def read(self, address: int, size: int) -> bytes:
+        """Bytes at a guest address inside of the region."""
+        assert self._view is not None
+        start = address - self.region.guest_address
+        return self._view[start : start + size]
+
+    def close(self) -> None:
+        """Give view and descriptor back."""
+        if self._view is not None:
+            self._view.close()
+            self._view = None
+            os.close(self.fd)
+
+
+class MemoryTable:
+    """All regions. A change is made whole or not at all; what stays the same stays mapped meanwhile."""
+
+    def __init__(self, handle: DeviceHandle) -> None:
+        self._handle = handle
+        self._mapped: list[MappedRegion] = []
+
+    @property
+    def regions(self) -> list[MemoryRegion]:
+        """The regions in force."""
+        return [item.region for item in self._mapped]
+
+    def replace(self, regions: Sequence[MemoryRegion], fds: Sequence[int]) -> None:
+        """Make this the table. Raises ProtocolError, DmaError or PeerError; then the old one is in force."""
+        _check_table(regions)
+        kept = {item.region: item for item in self._mapped if _same_file(item, regions, fds)}
+        fresh: list[MappedRegion] = []
+        try:
+            for region, fd in zip(regions, fds, strict=True):
+                if region not in kept:
+                    fresh.append(MappedRegion(region, fd))
+            dropped = [item for item in self._mapped if item.region not in kept]
+            self._swap(dropped, fresh)
+        except BaseException:
+            for item in fresh:
+                item.close()
+            raise
+        for item in dropped:
+            item.close()
+        self._mapped = [*kept.values(), *fresh]
+
+    def add(self, region: MemoryRegion, fd: int) -> None:
+        """Add one region. Raises as `replace` does."""
+        _check_table([*self.regions, region])
+        item = MappedRegion(region, fd)
+        try:
+            self._map(item)
+        except BaseException:
+            item.close()
+            raise
+        self._mapped.append(item)
+
+    def remove(self, region: MemoryRegion) -> None:
+        """Remove the region with this guest address, user address and size. Raises ProtocolError."""
+        for item in self._mapped:
+            if _identity(item.region) == _identity(region):
+                self._unmap(item)
+                self._mapped.remove(item)
+                item.close()
+                return
+        raise ProtocolError(
+            f"REM_MEM_REG: no region of {region.size:#x} bytes at guest address {region.guest_address:#x}, "
+            f"user address {region.user_address:#x}"
+        )
+
+    def clear(self) -> None:
+        """Remove everything; never raises for a device that is gone."""
+        for item in self._mapped:
+            # A device that is gone has no maps.
+            with contextlib.suppress(VdpaNetError):
+                self._unmap(item)
+            item.close()
+        self._mapped = []
+
+    def guest_address(self, user_address: int, size: int, what: str) -> int:
+        """Translate a user address. Raises ProtocolError if it is outside of every region."""
+        for item in self._mapped:
+            start = user_address - item.region.user_address
+            if start >= 0 and start + size <= item.region.size:
+                return item.region.guest_address + start
+        raise ProtocolError(
+            f"{what}: user address {user_address:#x} with {size} bytes is in no memory region"
+        )
+
+    def u16(self, guest_address: int) -> int:
+        """The 16-bit value at a guest address. Raises ProtocolError outside of every region."""
+        for item in self._mapped:
+            if 0 <= guest_address - item.region.guest_address <= item.region.size - 2:
+                return int.from_bytes(item.read(guest_address, 2), "little")
+        raise ProtocolError(f"guest address {guest_address:#x} is in no memory region")
+
+    def _swap(self, dropped: Sequence[MappedRegion], fresh: Sequence[MappedRegion]) -> None:
+        unmapped: list[MappedRegion] = []
+        mapped: list[MappedRegion] = []
+        try:
+            for item in dropped:
+                self._unmap(item)
+                unmapped.append(item)
+            for item in fresh:
+                self._map(item)
+                mapped.append(item)
+        except BaseException:
+            for item in mapped:
+                self._unmap(item)
+            for item in unmapped:
+                self._map(item)
+            raise
+
+    def _map(self, item: MappedRegion) -> None:
+        region = item.region
+        self._handle.dma_map(region.guest_address, region.size, item.fd, region.mmap_offset)
+
+    def _unmap(self, item: MappedRegion) -> None:
+        self._handle.dma_unmap(item.region.guest_address, item.region.size)
+
+
+def _identity(region: MemoryRegion) -> tuple[int, int, int]:
+    return region.guest_address, region.user_address, region.size
+
+
+def _same_file(item: MappedRegion, regions: Sequence[MemoryRegion], fds: Sequence[int]) -> bool:
+    ours = os.fstat(item.fd)
+    for region, fd in zip(regions, fds, strict=True):
+        theirs = os.fstat(fd)
+        if region == item.region and (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino):
+            return True
+    return False
+
+
+def _check_region(region: MemoryRegion) -> None:
+    for name in ("guest_address", "size", "mmap_offset"):
+        value = getattr(region, name)
+        if value % PAGE_BYTES:
+            raise ProtocolError(f"memory region: {name} {value:#x} is not a multiple of {PAGE_BYTES}")
+    if region.size == 0:
+        raise ProtocolError(f"memory region at {region.guest_address:#x} has no size")
+    for name in ("guest_address", "user_address", "mmap_offset"):
+        if getattr(region, name) + region.size > _ADDRESS_LIMIT:
+            raise ProtocolError(f"memory region: {name} {getattr(region, name):#x} + {region.size:#x} wraps")
+
+
+def _check_table(regions: Sequence[MemoryRegion]) -> None:
+    for region in regions:
+        _check_region(region)
+    for name in ("guest_address", "user_address"):
+        ordered = sorted(regions, key=lambda region: int(getattr(region, name)))
+        for low, high in itertools.pairwise(ordered):
+            if getattr(low, name) + low.size > getattr(high, name):
+                raise ProtocolError(
+                    f"memory regions overlap: {name} {getattr(low, name):#x} + {low.size:#x} reaches into "
+                    f"{getattr(high, name):#x}"
+                )

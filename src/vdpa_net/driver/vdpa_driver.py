@@ -1,0 +1,344 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The vDPA driver: drives a device through its registers only, in the order that docs/lm-registers.md gives.
+
+start:    reset, ACKNOWLEDGE, DRIVER, features, FEATURES_OK; logging, where it is to be on; per queue its
+          addresses, size, MSI-X vector, LM_RING_STATE and queue_enable = 1; DRIVER_OK
+logging:  map the log, BASE, END, LM_LOGGING_CTRL = 1, read back; off: 0, read back, unmap
+stop:     per queue: queue_enable = 0, read until 0, LM_RING_STATE; after the last one: logging off, reset
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+from vdpa_net.driver.handle import DeviceHandle
+from vdpa_net.driver.log_area import LogArea, LogMapping
+from vdpa_net.driver.pci_scan import VirtioFunction, Window, scan
+from vdpa_net.errors import ProtocolError, StateError
+from vdpa_net.wire import pci
+from vdpa_net.wire.layout import RegisterMap
+from vdpa_net.wire.lm import VDPA, Profile, pack_ring_state, ring_state_name, unpack_ring_state
+from vdpa_net.wire.virtio_pci import COMMON_CFG, MSI_NO_VECTOR, Status
+
+STOP_SECONDS = 5.0
+POLL_SECONDS = 0.001
+_COMMAND_MEMORY_AND_BUS_MASTER = 0x6
+
+
+@dataclass(frozen=True)
+class QueueSetup:
+    """One split queue: addresses are guest physical, `used_idx` is the one in memory."""
+
+    index: int
+    size: int
+    descriptor: int
+    available: int
+    used: int
+    last_avail_idx: int
+    used_idx: int
+
+
+@dataclass
+class QueueRecord:
+    """What the driver saw of a queue since its last start, for the one who judges a migration.
+
+    Ring states are LM_RING_STATE as read (32 bits), times are CLOCK_MONOTONIC.
+    """
+
+    queue: int
+    size: int = 0
+    descriptor: int = 0
+    driver: int = 0
+    device: int = 0
+    ring_state_before_enable: int | None = None
+    ring_state_after_stop: int | None = None
+    started_ns: int | None = None
+    stop_requested_ns: int | None = None
+    stopped_ns: int | None = None
+
+
+@dataclass
+class _Running:
+    features: int
+    log: LogMapping | None = None
+    enabled: set[int] = field(default_factory=set)
+
+
+class VdpaDriver:
+    """Drives one device. Not started twice: `start`, then `stop_queue` for each queue, then `finish`.
+
+    Raises ProtocolError for a device that does not do what virtio or its LM registers promise, StateError for
+    calls out of order, and what the handle raises.
+    """
+
+    def __init__(self, handle: DeviceHandle, profile: Profile = VDPA) -> None:
+        """Find the device's structures and reset it."""
+        self.handle = handle
+        self._profile = profile
+        self._function: VirtioFunction = scan(handle, profile)
+        self._running: _Running | None = None
+        self._records: dict[int, QueueRecord] = {}
+        self._record_lock = threading.Lock()
+        self._enable_bus_mastering()
+        self.reset()
+        self.device_features = self._read_features()
+        # The control queue, where there is one, comes after the last pair and is not ours to drive.
+        self.queue_pairs = self._read(COMMON_CFG, self._function.common, "num_queues") // 2
+
+    @property
+    def is_running(self) -> bool:
+        """Between `start` and `finish`."""
+        return self._running is not None
+
+    def is_enabled(self, queue: int) -> bool:
+        """Whether the queue has been started and not been stopped."""
+        return self._running is not None and queue in self._running.enabled
+
+    @property
+    def is_logging(self) -> bool:
+        """Whether the device was told to log."""
+        return self._running is not None and self._running.log is not None
+
+    def max_queue_size(self, queue: int) -> int:
+        """The largest size that the device takes (before the start: queue_size after a reset)."""
+        self._select(queue)
+        return self._read(COMMON_CFG, self._function.common, "queue_size")
+
+    def start(self, features: int, queues: Sequence[QueueSetup], log: LogArea | None) -> None:
+        """Start the device with these queues, logging first if there is a log."""
+        if self._running is not None:
+            raise StateError("the driver runs its device already")
+        self.reset()
+        self._running = _Running(features)
+        try:
+            self._negotiate(features)
+            if log is not None:
+                self.start_logging(log)
+            for setup in queues:
+                self.start_queue(setup)
+            self._add_status(Status.DRIVER_OK)
+        except BaseException:
+            self.abandon()
+            raise
+
+    def start_queue(self, setup: QueueSetup) -> None:
+        """Describe a stopped queue to the device and enable it at its ring state."""
+        running = self._need_running()
+        self._select(setup.index)
+        record = QueueRecord(setup.index, setup.size, setup.descriptor, setup.available, setup.used)
+        for name, value in (
+            ("queue_size", setup.size),
+            ("queue_desc", setup.descriptor),
+            ("queue_driver", setup.available),
+            ("queue_device", setup.used),
+        ):
+            self._write(COMMON_CFG, self._function.common, name, value)
+        self._bind_vector(setup.index)
+        state = pack_ring_state(setup.last_avail_idx, setup.used_idx)
+        self._write_lm(ring_state_name(setup.index), state)
+        record.ring_state_before_enable = self._read_lm(ring_state_name(setup.index))
+        record.started_ns = time.monotonic_ns()
+        self._write(COMMON_CFG, self._function.common, "queue_enable", 1)
+        running.enabled.add(setup.index)
+        with self._record_lock:
+            self._records[setup.index] = record
+
+    def stop_queue(self, queue: int) -> tuple[int, int]:
+        """Stop a queue; its final (last_avail_idx, used_idx). A stopped one just tells them."""
+        running = self._need_running()
+        requested_ns = time.monotonic_ns()
+        stopping = queue in running.enabled
+        if stopping:
+            self._disable(queue)
+            running.enabled.discard(queue)
+        state = self._read_lm(ring_state_name(queue))
+        with self._record_lock:
+            record = self._records[queue]
+            record.ring_state_after_stop = state
+            if stopping:
+                record.stop_requested_ns, record.stopped_ns = requested_ns, time.monotonic_ns()
+        return unpack_ring_state(state)
+
+    def resume_queue(self, queue: int) -> None:
+        """Let a queue that was stopped go on where it stood."""
+        running = self._need_running()
+        if queue not in running.enabled:
+            self._select(queue)
+            self._write(COMMON_CFG, self._function.common, "queue_enable", 1)
+            running.enabled.add(queue)
+
+    def start_logging(self, area: LogArea) -> None:
+        """Log to this area from now on, instead of another one if there is one.
+
+        Raises ProtocolError if the device does not take it; then it logs as before.
+        """
+        running = self._need_running()
+        mapping = LogMapping(self.handle, area, previous=running.log)
+        try:
+            self._write_lm_address("LM_BASE_ADDR", mapping.base)
+            self._write_lm_address("LM_END_ADDR", mapping.end)
+            self._write_lm("LM_LOGGING_CTRL", 1)
+            control = self._read_lm("LM_LOGGING_CTRL")
+            if control != 1:
+                raise ProtocolError(
+                    f"LM_LOGGING_CTRL reads {control:#x} after 1 was written with the log at "
+                    f"[{mapping.base:#x}, {mapping.end:#x}): the device does not log"
+                )
+        except BaseException:
+            mapping.close()
+            raise
+        if running.log is not None:
+            running.log.close()
+        running.log = mapping
+
+    def stop_logging(self) -> None:
+        """Log no more and take the log back."""
+        running = self._need_running()
+        if running.log is None:
+            return
+        self._write_lm("LM_LOGGING_CTRL", 0)
+        control = self._read_lm("LM_LOGGING_CTRL")
+        if control != 0:
+            raise ProtocolError(f"LM_LOGGING_CTRL reads {control:#x} after 0 was written: the device logs on")
+        running.log.close()
+        running.log = None
+
+    def finish(self) -> None:
+        """All queues have stopped: logging off, log unmapped, device reset."""
+        running = self._need_running()
+        if running.enabled:
+            raise StateError(f"queues {sorted(running.enabled)} still run, expected all of them stopped")
+        self.stop_logging()
+        self.reset()
+        self._running = None
+
+    def abandon(self) -> None:
+        """Whatever the state: reset the device and forget everything. The reset is the log's barrier."""
+        running, self._running = self._running, None
+        self.reset()
+        if running is not None and running.log is not None:
+            running.log.close()
+
+    def reset(self) -> None:
+        """Reset the device and wait until it says so (virtio 1.3, 4.1.4.3.2)."""
+        self._write(COMMON_CFG, self._function.common, "device_status", 0)
+        self._await("device_status", 0, "after a reset")
+
+    def bind_call(self, queue: int, fd: int | None) -> None:
+        """Interrupt the guest for this queue by this eventfd. The queue's vector is queue + 1."""
+        vector = queue + 1
+        if vector >= self._function.num_vectors:
+            raise ProtocolError(
+                f"queue {queue} needs MSI-X vector {vector}, the device has {self._function.num_vectors}"
+            )
+        self.handle.set_irqs(vector, [fd])
+
+    def bind_kick(self, queue: int, fd: int | None) -> None:
+        """Let this eventfd ring the queue's doorbell."""
+        notify = self._function.notify
+        self._select(queue)
+        notify_off = self._read(COMMON_CFG, self._function.common, "queue_notify_off")
+        offset = notify_off * self._function.notify_off_multiplier
+        if offset + 2 > notify.length:
+            raise ProtocolError(
+                f"doorbell of queue {queue} at {offset:#x}, notify has {notify.length:#x} bytes"
+            )
+        self.handle.attach_kick(queue, fd, notify.region, notify.offset + offset)
+
+    def evidence(self) -> dict[str, object]:
+        """What the driver saw, as JSON values: `queues`, a list of QueueRecord by queue."""
+        with self._record_lock:
+            return {"queues": [asdict(record) for _, record in sorted(self._records.items())]}
+
+    # --- steps --------------------------------------------------------------------------------------
+
+    def _enable_bus_mastering(self) -> None:
+        offset = pci.HEADER["command"].offset
+        command = int.from_bytes(self.handle.read(pci.CONFIG_REGION, offset, 2), "little")
+        self._write_config(offset, command | _COMMAND_MEMORY_AND_BUS_MASTER)
+        self._write_config(self._function.msix_control_offset, pci.MSIX_ENABLE)
+
+    def _write_config(self, offset: int, value: int) -> None:
+        self.handle.write(pci.CONFIG_REGION, offset, value.to_bytes(2, "little"))
+
+    def _read_features(self) -> int:
+        features = 0
+        for half in (0, 1):
+            self._write(COMMON_CFG, self._function.common, "device_feature_select", half)
+            features |= self._read(COMMON_CFG, self._function.common, "device_feature") << 32 * half
+        return features
+
+    def _negotiate(self, features: int) -> None:
+        self._add_status(Status.ACKNOWLEDGE)
+        self._add_status(Status.DRIVER)
+        for half in (0, 1):
+            self._write(COMMON_CFG, self._function.common, "driver_feature_select", half)
+            word = features >> 32 * half & 0xFFFF_FFFF
+            self._write(COMMON_CFG, self._function.common, "driver_feature", word)
+        self._add_status(Status.FEATURES_OK)
+        status = self._status()
+        if not status & Status.FEATURES_OK:
+            raise ProtocolError(
+                f"the device refuses the features {features:#x} of its {self.device_features:#x}: "
+                f"FEATURES_OK reads 0 (virtio 1.3, 3.1.1)"
+            )
+
+    def _bind_vector(self, queue: int) -> None:
+        vector = queue + 1
+        self._write(COMMON_CFG, self._function.common, "queue_msix_vector", vector)
+        got = self._read(COMMON_CFG, self._function.common, "queue_msix_vector")
+        if got != vector:
+            none = " (VIRTIO_MSI_NO_VECTOR)" if got == MSI_NO_VECTOR else ""
+            raise ProtocolError(
+                f"queue_msix_vector of queue {queue} reads {got:#x}{none}, {vector} was written"
+            )
+
+    def _disable(self, queue: int) -> None:
+        self._select(queue)
+        self._write(COMMON_CFG, self._function.common, "queue_enable", 0)
+        self._await("queue_enable", 0, f"of queue {queue} after its stop")
+
+    def _await(self, name: str, wanted: int, when: str) -> None:
+        deadline = time.monotonic() + STOP_SECONDS
+        while (got := self._read(COMMON_CFG, self._function.common, name)) != wanted:
+            if time.monotonic() >= deadline:
+                raise ProtocolError(f"{name} {when} reads {got:#x} for {STOP_SECONDS} s, expected {wanted}")
+            # A register is all there is to wait on.
+            time.sleep(POLL_SECONDS)
+
+    def _select(self, queue: int) -> None:
+        self._write(COMMON_CFG, self._function.common, "queue_select", queue)
+
+    def _status(self) -> int:
+        return self._read(COMMON_CFG, self._function.common, "device_status")
+
+    def _add_status(self, bit: Status) -> None:
+        self._write(COMMON_CFG, self._function.common, "device_status", self._status() | int(bit))
+
+    def _write_lm_address(self, name: str, value: int) -> None:
+        self._write_lm(f"{name}_LOW", value & 0xFFFF_FFFF)
+        self._write_lm(f"{name}_HIGH", value >> 32)
+
+    def _read_lm(self, name: str) -> int:
+        return self._read(self._profile.registers, self._function.lm, name)
+
+    def _write_lm(self, name: str, value: int) -> None:
+        self._write(self._profile.registers, self._function.lm, name, value)
+
+    def _read(self, table: RegisterMap, window: Window, name: str) -> int:
+        register = table[name]
+        data = self.handle.read(window.region, window.offset + register.offset, register.width)
+        return int.from_bytes(data, "little")
+
+    def _write(self, table: RegisterMap, window: Window, name: str, value: int) -> None:
+        register = table[name]
+        data = value.to_bytes(register.width, "little")
+        self.handle.write(window.region, window.offset + register.offset, data)
+
+    def _need_running(self) -> _Running:
+        if self._running is None:
+            raise StateError("the driver has not started its device")
+        return self._running

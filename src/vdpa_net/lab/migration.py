@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vdpa-net migrate`: a running Linux guest moves between two vdpa net devices, and the verdict on it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from vdpa_net.errors import LabError, OptionError
+from vdpa_net.lab import accelerator, guest, image
+from vdpa_net.lab.endpoint import TrafficEndpoint
+from vdpa_net.lab.network import GUEST_ADDRESS, LAB_ADDRESS, enter_private_network
+from vdpa_net.lab.observe import Round
+from vdpa_net.lab.progress import ProgressCallback, shown_on
+from vdpa_net.lab.ram import GuestRam
+from vdpa_net.lab.switchover import RoundOptions, RoundRunner
+from vdpa_net.lab.topology import FlatTopology, TopologyOptions
+from vdpa_net.lab.traffic import DEFAULT_PORT
+from vdpa_net.migration.faults import parse_fault
+from vdpa_net.migration.verdict import Line, Outcome, Verdict
+
+TRANSPORTS = ("in-process", "vfio-user")
+MINIMUM_PAGES = 100
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class MigrateOptions:
+    """What to migrate and how.
+
+    `rounds` alternate between two kinds: one compares RAM while both machines stand still, the next times
+    the gap. `qemu` is "host", "image", a path, or None for the host's. `minimum_pages` is how many pages the
+    device has to write after the first pass for a round to count. `keep` keeps the logs of a run that passed.
+    """
+
+    rounds: int = 2
+    transport: str = "in-process"
+    seed: int = 0
+    faults: tuple[str, ...] = ()
+    qemu: str | None = None
+    accel: str = "auto"
+    memory_mib: int = 256
+    rate_pps: int = 1000
+    minimum_pages: int = MINIMUM_PAGES
+    json_path: Path | None = None
+    directory: Path | None = None
+    keep: bool = False
+    cache: Path | None = None
+
+    def check(self) -> None:
+        """Raises OptionError, naming the value."""
+        if self.rounds < 1:
+            raise OptionError(f"rounds {self.rounds}: expected 1 or more")
+        if self.transport not in TRANSPORTS:
+            raise OptionError(f"transport {self.transport!r}: expected {' or '.join(TRANSPORTS)}")
+        if not 128 <= self.memory_mib <= GuestRam.LOW_RAM_BYTES >> 20:
+            raise OptionError(f"memory {self.memory_mib} MiB: expected 128..{GuestRam.LOW_RAM_BYTES >> 20}")
+        if not 1 <= self.rate_pps <= 100_000:
+            raise OptionError(f"rate {self.rate_pps} packets/s: expected 1..100000")
+        for text in self.faults:
+            parse_fault(text, seed=self.seed)
+
+
+def run_migrate(options: MigrateOptions, console: Console | None = None) -> int:
+    """Migrate, judge, print; returns the exit code (0 PASS, 1 FAIL, 3 NOT RUN).
+
+    Moves this process into a private network. Raises OptionError for impossible options, LabError when the
+    lab can't be set up; the message names the evidence.
+    """
+    options.check()
+    console = console or Console()
+    started_s = time.monotonic()
+    directory = options.directory or Path(tempfile.mkdtemp(prefix="vdpa-net-migrate-"))
+    directory.mkdir(parents=True, exist_ok=True)
+    with shown_on(console) as progress:
+        migration = _Migration(options, directory, progress)
+        migration.run()
+    verdict = migration.verdict()
+    verdict.context["duration_s"] = round(time.monotonic() - started_s, 1)
+    if options.json_path:
+        options.json_path.write_text(json.dumps(verdict.to_json(), indent=2, default=str) + "\n")
+    console.print(migration.figures_table())
+    verdict.render(console)
+    if verdict.outcome is Outcome.PASS and options.directory is None and not options.keep:
+        shutil.rmtree(directory)
+    else:
+        console.print(f"evidence: {directory}", highlight=False)
+    return verdict.exit_code
+
+
+class _Migration:
+    """All rounds of a run. What goes wrong after the set-up becomes a line of the verdict."""
+
+    def __init__(self, options: MigrateOptions, directory: Path, progress: ProgressCallback) -> None:
+        self._options = options
+        self._directory = directory
+        self._progress = progress
+        self._rounds: list[Round] = []
+        self._problem = ""
+        self._context: dict[str, Any] = {}
+
+    def run(self) -> None:
+        """Set up, migrate, take down."""
+        topology_options = self._prepare()
+        enter_private_network()
+        self._progress("starting the devices", None)
+        with (
+            FlatTopology(topology_options) as topology,
+            TrafficEndpoint(
+                (LAB_ADDRESS, DEFAULT_PORT),
+                GUEST_ADDRESS,
+                rate_pps=self._options.rate_pps,
+                seed=self._options.seed,
+            ) as endpoint,
+        ):
+            self._run_rounds(topology, endpoint)
+
+    def _prepare(self) -> TopologyOptions:
+        options = self._options
+        built = image.require(options.cache)
+        qemu = accelerator.choose_qemu(built, options.qemu)
+        small = guest.build(built, cache=options.cache)
+        self._progress("trying KVM", None)
+        accel = accelerator.choose_accelerator(qemu, small, options.accel, options.cache)
+        version = accelerator.version_text(accelerator.qemu_version(qemu))
+        self._context = {
+            "schema": SCHEMA,
+            "command": "migrate",
+            "qemu": version,
+            "accel": accel,
+            "transport": options.transport,
+            "seed": options.seed,
+            "faults": list(options.faults),
+            "memory_mib": options.memory_mib,
+            "rate_pps": options.rate_pps,
+            "rounds_wanted": options.rounds,
+            "directory": str(self._directory),
+        }
+        return TopologyOptions(
+            qemu,
+            small,
+            accel,
+            options.memory_mib,
+            options.transport,
+            self._directory,
+            faults=options.faults,
+            seed=options.seed,
+        )
+
+    def _run_rounds(self, topology: FlatTopology, endpoint: TrafficEndpoint) -> None:
+        self._progress("booting the guest", None)
+        hosted = topology.boot(topology.sides[0])
+        for number in range(1, self._options.rounds + 1):
+            # Odd rounds compare RAM, even ones time the gap.
+            options = RoundOptions(number, number % 2 == 1, self._options.minimum_pages)
+            runner = RoundRunner(topology, hosted, endpoint, options, self._progress)
+            try:
+                done = runner.run()
+            except LabError as error:
+                self._problem = f"round {number} broke off: {error}"
+                return
+            self._rounds.append(done)
+            topology.remove(hosted)
+            hosted = runner.arrived()
+            if any(line.outcome is Outcome.FAIL for line in done.lines(options.minimum_pages)):
+                # A guest that has lost something is no base for another round.
+                return
+
+    def verdict(self) -> Verdict:
+        """One verdict on all rounds."""
+        lines = [line for item in self._rounds for line in item.lines(self._options.minimum_pages)]
+        lines.append(self._rounds_line())
+        rounds = [
+            {
+                "round": item.number,
+                "from": item.source_name,
+                "compares_ram": item.compares_ram,
+                "faults_fired": item.faults_fired,
+                **item.figures,
+            }
+            for item in self._rounds
+        ]
+        return Verdict(lines, {**self._context, "rounds": rounds})
+
+    def _rounds_line(self) -> Line:
+        done, wanted = len(self._rounds), self._options.rounds
+        compared = sum(item.compares_ram for item in self._rounds)
+        outcome = Outcome.PASS if done == wanted and not self._problem else Outcome.NOT_RUN
+        detail = [self._problem] if self._problem else []
+        measured = f"{done} of {wanted} ran ({compared} compared RAM, {done - compared} timed the gap)"
+        return Line("rounds", outcome, measured, f"{wanted} of {wanted}", tuple(detail))
+
+    def figures_table(self) -> Table:
+        """What was measured in each round, for a person."""
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for heading in (
+            "round",
+            "from",
+            "kind",
+            "passes",
+            "gap ms",
+            "downtime ms",
+            "lost in gap",
+            "pages written",
+        ):
+            table.add_column(heading, justify="right" if heading not in ("from", "kind") else "left")
+        for item in self._rounds:
+            figures = item.figures
+            timed = not item.compares_ram
+            table.add_row(
+                str(item.number),
+                item.source_name,
+                "gap timed" if timed else "RAM compared",
+                str(figures.get("passes", "-")),
+                str(figures.get("gap_ms", "-")) if timed else "-",
+                str(figures.get("downtime_ms", "-")) if timed else "-",
+                str(figures.get("lost_in_gap", "-")) if timed else "-",
+                str(item.pages_after_first_pass),
+            )
+        return table

@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a round of migration left behind, turned into lines of the verdict. Pure: no process, no socket."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from vdpa_net.lab.traffic import Direction, TrafficReport
+from vdpa_net.migration.checks import (
+    AuditInterval,
+    check_audit_intervals,
+    check_ram,
+    check_ring_state,
+    check_round_counts,
+    check_violations,
+    shortened,
+)
+from vdpa_net.migration.verdict import Line, Outcome
+
+USED_IDX_OFFSET_BYTES = 2
+"""Where idx lies in a used or available ring (virtio 1.3, 2.7.6 and 2.7.8)."""
+
+RING_NAMES = ("rx", "tx")
+
+
+@dataclass(frozen=True)
+class GuestProgress:
+    """How far the guest got on the destination, in buffers since the index at which the source stopped.
+
+    A driver can post at most `ring_size` buffers before it has to take completions: one that has `posted`
+    more than that went on completing from that index, wherever it keeps its own.
+    """
+
+    ring_size: int
+    posted: int
+    completed: int
+
+    @property
+    def is_beyond_the_ring(self) -> bool:
+        """The guest took completions that the destination made."""
+        return 0 < self.ring_size < self.posted < 1 << 15 and self.completed <= self.posted
+
+
+@dataclass
+class QueueObservations:
+    """One queue at the switch-over, each value from a place of its own.
+
+    `used_idx_in_ram` is the reference; `register_after_stop` and `register_before_enable` are LM_RING_STATE
+    as the drivers read it (32 bits); `wire_get` and `wire_set` are GET_VRING_BASE's answer and SET_VRING_BASE
+    as they crossed the vhost sockets; `guest` is how the guest went on at the destination.
+    """
+
+    queue: int
+    used_idx_in_ram: int
+    register_after_stop: int | None = None
+    wire_get: int | None = None
+    wire_set: int | None = None
+    register_before_enable: int | None = None
+    guest: GuestProgress | None = None
+
+    def line(self) -> Line:
+        """The queue's line: all observations say what RAM says."""
+        observed: dict[str, int | None] = {}
+        for name, register in (
+            ("LM_RING_STATE after the stop at the source", self.register_after_stop),
+            ("LM_RING_STATE before queue_enable at the destination", self.register_before_enable),
+        ):
+            observed[f"{name}, last_avail_idx"] = None if register is None else register & 0xFFFF
+            observed[f"{name}, used_idx"] = None if register is None else register >> 16
+        observed["GET_VRING_BASE answered to the source's QEMU"] = self.wire_get
+        observed["SET_VRING_BASE sent by the destination's QEMU"] = self.wire_set
+        line = check_ring_state(self.queue, observed, self.used_idx_in_ram)
+        return self._with_guest(line)
+
+    def _with_guest(self, line: Line) -> Line:
+        if self.guest is None:
+            return replace(
+                line,
+                outcome=_worse(line.outcome, Outcome.NOT_RUN),
+                detail=(*line.detail, "guest not observed"),
+            )
+        if self.guest.is_beyond_the_ring:
+            return replace(line, measured=f"{line.measured}; the guest went on by {self.guest.posted}")
+        stuck = (
+            f"the guest did not go on: {self.guest.posted} buffers posted, {self.guest.completed} completed "
+            f"since {self.used_idx_in_ram}, expected more than the ring's {self.guest.ring_size}"
+        )
+        return replace(line, outcome=Outcome.FAIL, detail=(*line.detail, stuck))
+
+
+@dataclass
+class Round:
+    """Everything that was observed in one round; `None` is what this kind of round does not observe."""
+
+    number: int
+    compares_ram: bool
+    source_name: str
+    differing: list[int] | None = None
+    total_pages: int = 0
+    queues: list[QueueObservations] = field(default_factory=list)
+    audit: AuditInterval | None = None
+    audit_problem: str = ""
+    pages_after_first_pass: int = 0
+    busy: dict[str, int] = field(default_factory=dict)
+    traffic: list[Line] = field(default_factory=list)
+    traffic_problem: str = ""
+    violations: list[str] = field(default_factory=list)
+    faults_fired: dict[str, int] = field(default_factory=dict)
+    figures: dict[str, Any] = field(default_factory=dict)
+
+    def lines(self, minimum_pages: int) -> list[Line]:
+        """The verdict on this round."""
+        lines = [self._load(minimum_pages)]
+        if self.compares_ram:
+            lines.append(self._ram())
+        lines += [queue.line() for queue in self.queues] or [_not_run("ring state", "no queue was observed")]
+        lines.append(self._audit())
+        lines += self.traffic or [_not_run("traffic", self.traffic_problem or "not observed")]
+        lines.append(check_violations(self.violations))
+        return [_in_round(line, self.number) for line in lines]
+
+    def _load(self, minimum_pages: int) -> Line:
+        return check_round_counts(self.pages_after_first_pass, minimum_pages, self.busy)
+
+    def _ram(self) -> Line:
+        if self.differing is None:
+            return _not_run("guest RAM", "not compared")
+        return check_ram(self.differing, self.total_pages)
+
+    def _audit(self) -> Line:
+        if self.audit is None:
+            return _not_run("dirty audit", self.audit_problem or "not made")
+        return check_audit_intervals([self.audit])
+
+
+def traffic_lines(report: TrafficReport, stop_request_ns: int) -> tuple[list[Line], dict[str, Any]]:
+    """The two directions' lines, and the gap.
+
+    Towards the bridge nothing may be lost. Towards the guest packets may be lost that were sent inside the
+    gap: from the moment at which the source's QEMU asked for the stop of the receive queue (what was sent
+    before is in the tap, and the stop delivers it) up to the first packet that the guest received after them.
+
+    `gap_ms` is the longest time without a packet from the guest around that moment, as seen on the bridge.
+    """
+    early, inside, late = _losses(report.to_guest, stop_request_ns)
+    lines = [
+        _direction_line("traffic to the bridge", report.from_guest, list(report.from_guest.lost), 0),
+        _direction_line("traffic to the guest", report.to_guest, early + late, len(inside)),
+    ]
+    silence = report.silence_around(stop_request_ns)
+    gap_ms = round(silence.duration_ms, 1) if silence else None
+    return lines, {"gap_ms": gap_ms, "lost_in_gap": len(inside)}
+
+
+def _losses(direction: Direction, stop_request_ns: int) -> tuple[list[int], list[int], list[int]]:
+    """Lost sequence numbers: sent before the gap, in it, behind it."""
+    pairs = list(zip(direction.lost, direction.lost_sent_ns, strict=True))
+    early = [sequence for sequence, sent_ns in pairs if sent_ns < stop_request_ns]
+    rest = [sequence for sequence, sent_ns in pairs if sent_ns >= stop_request_ns]
+    inside = [sequence for index, sequence in enumerate(rest) if sequence == rest[0] + index]
+    return early, inside, rest[len(inside) :]
+
+
+def _direction_line(name: str, direction: Direction, lost: list[int], lost_in_gap: int) -> Line:
+    faults = {
+        "lost": len(lost),
+        "duplicate": sum(direction.duplicated.values()),
+        "reordered": direction.reordered,
+        "corrupted": direction.corrupted,
+        "foreign": direction.foreign,
+    }
+    detail = [f"seq {sequence} lost" for sequence in lost]
+    detail += [
+        f"seq {sequence} came {copies} times too often" for sequence, copies in direction.duplicated.items()
+    ]
+    counts = ", ".join(f"{count} {kind}" for kind, count in faults.items())
+    inside = f"; {lost_in_gap} lost in the gap" if lost_in_gap else ""
+    outcome = Outcome.FAIL if any(faults.values()) else Outcome.PASS
+    expected = "0 of each" + (" outside the gap" if name.endswith("guest") else "")
+    return Line(
+        name,
+        outcome if direction.sent else Outcome.NOT_RUN,
+        f"{direction.sent} sent, {counts}{inside}",
+        expected,
+        shortened(detail),
+    )
+
+
+def _worse(left: Outcome, right: Outcome) -> Outcome:
+    order = (Outcome.FAIL, Outcome.NOT_RUN, Outcome.PASS)
+    return min(left, right, key=order.index)
+
+
+def pages_of_bitmap(bitmap: bytes) -> set[int]:
+    """Page numbers of the set bits; bit p % 8 of byte p // 8 is page p (the vhost log format)."""
+    return {
+        8 * index + bit for index, byte in enumerate(bitmap) if byte for bit in range(8) if byte >> bit & 1
+    }
+
+
+def wire_values(log: Sequence[Mapping[str, Any]], message: str) -> dict[int, int]:
+    """The last `num` of a vring-state message per queue index, from a recorded vhost session."""
+    found: dict[int, int] = {}
+    for entry in log:
+        if entry["message"] == message:
+            payload = entry["payload"]
+            found[int(payload["index"])] = int(payload["num"])
+    return found
+
+
+def _not_run(name: str, why: str) -> Line:
+    return Line(name, Outcome.NOT_RUN, why, "observed", (why,))
+
+
+def _in_round(line: Line, number: int) -> Line:
+    return Line(f"round {number}: {line.name}", line.outcome, line.measured, line.expected, line.detail)

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lab's traffic: what the datagrams look like, and what is made of what was seen.
+
+Two numbered streams of UDP datagrams, one each way, independent of each other. Every datagram carries a run
+id, a sequence number from 0 on, and a CRC-32 of its whole payload; payloads have mixed lengths. The guest's
+agent (rust/guest-agent) speaks the same format. Requests go to the agent's control port and are repeated
+until answered: none of them does harm when it comes twice.
+
+    datagram:  HEADER SUMMARY body
+    data:      body is filler
+    START:     body is START_BODY; begins a run and the agent's stream (a run that is known goes on)
+    STOP:      no body; the agent's stream ends, it goes on receiving
+    MISSING, DUPLICATES: body is QUERY_BODY
+    reply:     body is STATE_BODY and `pairs` times PAIR: for MISSING the first and last number of an interval
+               that did not arrive, for DUPLICATES a number and how many copies too many
+"""
+
+from __future__ import annotations
+
+import random
+import zlib
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import IntEnum
+
+from vdpa_net.wire.layout import Field, Layout
+
+MAGIC = 0x546E6456
+VERSION = 1
+MAX_LENGTH_BYTES = 1472
+DEFAULT_PORT = 7000
+
+HEADER = Layout(
+    "traffic header",
+    Field("magic", 4),
+    Field("version", 1),
+    Field("kind", 1),
+    Field("operation", 2),
+    Field("run_id", 8),
+    Field("sequence", 8),
+    Field("sent_ns", 8),
+    Field("length", 4),
+    Field("checksum", 4),
+)
+SUMMARY = Layout(
+    "traffic summary",
+    Field("received", 8),
+    Field("next_expected", 8),
+    Field("duplicates", 4),
+    Field("reordered", 4),
+    Field("corrupted", 4),
+    Field("foreign", 4),
+)
+START_BODY = Layout(
+    "traffic start",
+    Field("rate_pps", 4),
+    Field("min_length", 4),
+    Field("max_length", 4),
+    Field("reserved", 4),
+    Field("seed", 8),
+)
+QUERY_BODY = Layout("traffic query", Field("from_sequence", 8), Field("to_sequence", 8))
+STATE_BODY = Layout(
+    "traffic state",
+    Field("sent", 8),
+    Field("send_errors", 4),
+    Field("sending", 4),
+    Field("pairs", 4),
+    Field("more", 4),
+)
+PAIR = Layout("traffic pair", Field("first", 8), Field("second", 8))
+MIN_LENGTH_BYTES = HEADER.size + SUMMARY.size
+BODY_OFFSET = HEADER.size + SUMMARY.size
+_CHECKSUM = slice(HEADER.offset("checksum"), HEADER.offset("checksum") + 4)
+
+
+class Kind(IntEnum):
+    """What a datagram is."""
+
+    DATA = 1
+    REQUEST = 2
+    REPLY = 3
+
+
+class Operation(IntEnum):
+    """What a request asks for."""
+
+    START = 1
+    STOP = 2
+    MISSING = 3
+    DUPLICATES = 4
+
+
+def pack_datagram(
+    kind: Kind,
+    run_id: int,
+    sequence: int,
+    sent_ns: int,
+    body: bytes = b"",
+    *,
+    operation: int = 0,
+    summary: Mapping[str, int] | None = None,
+) -> bytes:
+    """A datagram, sealed with its checksum."""
+    data = bytearray(
+        HEADER.pack(
+            magic=MAGIC,
+            version=VERSION,
+            kind=kind,
+            operation=operation,
+            run_id=run_id,
+            sequence=sequence,
+            sent_ns=sent_ns,
+            length=BODY_OFFSET + len(body),
+        )
+    )
+    data += SUMMARY.pack(**(summary or {}))
+    data += body
+    data[_CHECKSUM] = zlib.crc32(data).to_bytes(4, "little")
+    return bytes(data)
+
+
+def unpack_datagram(data: bytes) -> dict[str, int] | None:
+    """The header's fields, None if the datagram is damaged or none of the lab's."""
+    if len(data) < MIN_LENGTH_BYTES:
+        return None
+    header = HEADER.unpack(data)
+    if (header["magic"], header["version"], header["length"]) != (MAGIC, VERSION, len(data)):
+        return None
+    blank = zlib.crc32(bytes(4), zlib.crc32(data[: _CHECKSUM.start]))
+    return header if zlib.crc32(data[_CHECKSUM.stop :], blank) == header["checksum"] else None
+
+
+class Filler:
+    """Lengths and bodies of a stream, from a seed. `lengths` is the range of whole payloads in bytes."""
+
+    _POOL_BYTES = 1 << 16
+
+    def __init__(self, seed: int, lengths: tuple[int, int]) -> None:
+        low, high = lengths
+        if not MIN_LENGTH_BYTES <= low <= high <= MAX_LENGTH_BYTES:
+            raise ValueError(
+                f"payload lengths {low}..{high}, expected within {MIN_LENGTH_BYTES}..{MAX_LENGTH_BYTES}"
+            )
+        self._random = random.Random(seed)
+        self._lengths = lengths
+        self._pool = self._random.randbytes(self._POOL_BYTES + MAX_LENGTH_BYTES)
+
+    def body(self) -> bytes:
+        """The next body."""
+        length = self._random.randint(*self._lengths) - BODY_OFFSET
+        start = self._random.randrange(self._POOL_BYTES)
+        return self._pool[start : start + length]
+
+
+@dataclass
+class Reception:
+    """What of a stream has arrived, by sequence number. `times_ns` belong to the first copies, as they came."""
+
+    order: list[int] = field(default_factory=list)
+    times_ns: list[int] = field(default_factory=list)
+    copies: dict[int, int] = field(default_factory=dict)
+    duplicates: int = 0
+    reordered: int = 0
+    corrupted: int = 0
+    foreign: int = 0
+    next_expected: int = 0
+
+    def accept(self, sequence: int, time_ns: int) -> None:
+        """One datagram arrived intact."""
+        known = self.copies.get(sequence, 0)
+        self.copies[sequence] = known + 1
+        if known:
+            self.duplicates += 1
+            return
+        self.order.append(sequence)
+        self.times_ns.append(time_ns)
+        if sequence < self.next_expected:
+            self.reordered += 1
+        else:
+            self.next_expected = sequence + 1
+
+    @property
+    def duplicated(self) -> dict[int, int]:
+        """Sequence numbers that arrived more than once, with the number of copies too many."""
+        return {sequence: copies - 1 for sequence, copies in self.copies.items() if copies > 1}
+
+    def missing(self, sent: int) -> list[int]:
+        """Sequence numbers below `sent` that did not arrive."""
+        return [sequence for sequence in range(sent) if sequence not in self.copies]
+
+    def summary(self) -> dict[str, int]:
+        """The fields of SUMMARY."""
+        return {
+            "received": len(self.order),
+            "next_expected": self.next_expected,
+            "duplicates": self.duplicates,
+            "reordered": self.reordered,
+            "corrupted": self.corrupted,
+            "foreign": self.foreign,
+        }
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One stream, judged by its receiver. `lost` and `duplicated` hold sequence numbers.
+
+    `lost_sent_ns` says when the lost ones were sent (CLOCK_MONOTONIC of the lab; towards the guest only).
+    `send_errors` counts datagrams that the sender's own kernel did not take: they are among the lost.
+    """
+
+    sent: int
+    received: int
+    lost: tuple[int, ...]
+    duplicated: Mapping[int, int]
+    reordered: int
+    corrupted: int
+    foreign: int
+    send_errors: int
+    lost_sent_ns: tuple[int, ...] = ()
+
+    @property
+    def is_clean(self) -> bool:
+        """Everything arrived once, whole and in order."""
+        return not (self.lost or self.duplicated or self.reordered or self.corrupted)
+
+
+@dataclass(frozen=True)
+class Silence:
+    """A time without any datagram from the guest: from the last one before to the first one after, in ns."""
+
+    start_ns: int
+    end_ns: int
+
+    @property
+    def duration_ms(self) -> float:
+        """Its length."""
+        return (self.end_ns - self.start_ns) / 1e6
+
+
+@dataclass(frozen=True)
+class TrafficReport:
+    """A run of traffic, both ways. `arrivals_ns` are the times of the guest's datagrams (CLOCK_MONOTONIC)."""
+
+    run_id: int
+    to_guest: Direction
+    from_guest: Direction
+    arrivals_ns: tuple[int, ...]
+
+    def silence_around(self, instant_ns: int, window_ns: int = 5_000_000_000) -> Silence | None:
+        """The longest silence that comes nearer to the instant than `window_ns`."""
+        return longest_silence(self.arrivals_ns, instant_ns - window_ns, instant_ns + window_ns)
+
+    def lost_to_guest_outside(self, start_ns: int, end_ns: int) -> list[int]:
+        """Sequence numbers lost towards the guest that were sent before `start_ns` or after `end_ns`."""
+        pairs = zip(self.to_guest.lost, self.to_guest.lost_sent_ns, strict=True)
+        return [sequence for sequence, sent_ns in pairs if not start_ns <= sent_ns <= end_ns]
+
+    def to_json(self) -> dict[str, object]:
+        """All of it but the arrivals, for reports."""
+        return {
+            "run_id": self.run_id,
+            "to_guest": asdict(self.to_guest),
+            "from_guest": asdict(self.from_guest),
+            "arrivals": len(self.arrivals_ns),
+        }
+
+
+def longest_silence(times_ns: Sequence[int], from_ns: int, to_ns: int) -> Silence | None:
+    """The longest time between neighbours of an ascending list that overlaps [from_ns, to_ns], None if there
+    is none."""
+    first = max(1, bisect_left(times_ns, from_ns))
+    last = min(len(times_ns) - 1, bisect_left(times_ns, to_ns))
+    best: Silence | None = None
+    for index in range(first, last + 1):
+        candidate = Silence(times_ns[index - 1], times_ns[index])
+        if best is None or candidate.duration_ms > best.duration_ms:
+            best = candidate
+    return best
+
+
+def intervals_to_numbers(intervals: Sequence[tuple[int, int]]) -> list[int]:
+    """All numbers of intervals (first, last)."""
+    return [number for first, last in intervals for number in range(first, last + 1)]

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What reads and writes of the LM registers do: logging, log range, ring state.
+
+The layout is the profile's (wire/lm.py). Bad values are recorded and change nothing: a migration that fails
+to start must not kill a healthy NIC, so nothing here ever sets DEVICE_NEEDS_RESET.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+from vdpa_net.errors import DmaError
+from vdpa_net.migration.faults import RingState
+from vdpa_net.migration.violations import ViolationLog
+from vdpa_net.wire.layout import Register
+from vdpa_net.wire.lm import Profile, pack_ring_state, ring_state_name, unpack_ring_state
+
+if TYPE_CHECKING:
+    from vdpa_net._native import DmaSpace
+
+_LOGGING_MASK = 0xF
+_RING_STATE_PREFIX = ring_state_name(0).split("[", maxsplit=1)[0]
+
+
+class RingStates(Protocol):
+    """The queues, as far as the LM block is concerned."""
+
+    def __len__(self) -> int: ...
+    def ring_state(self, queue: int) -> int:
+        """LM_RING_STATE: a snapshot while the queue runs, final after a stop."""
+
+    def has_stopped(self, queue: int) -> bool:
+        """Whether the queue ran, was stopped and was given no new state since."""
+
+    def restore(self, queue: int, value: int) -> bool:
+        """Let the queue start at this LM_RING_STATE; False (and no effect) if queue_enable is 1."""
+
+
+class LmBlock:
+    """Behaviour of the LM registers: `load` and `store` of one register of `profile.registers`.
+
+    `emit` is told "log_started" and "log_stopped". Not thread-safe: the device's lock is held by the caller.
+    """
+
+    def __init__(
+        self,
+        profile: Profile,
+        space: DmaSpace,
+        queues: RingStates,
+        violations: ViolationLog,
+        emit: Callable[[str, dict[str, object]], None],
+    ) -> None:
+        self.profile = profile
+        self._space = space
+        self._queues = queues
+        self._violations = violations
+        self._emit = emit
+        self.fault: RingState | None = None
+        self.faults_fired = 0
+        self._queue_of = {ring_state_name(queue): queue for queue in range(profile.max_queues)}
+        self._values = {
+            register.name: register.reset for register in profile.registers if self._is_plain(register)
+        }
+
+    def _is_plain(self, register: Register) -> bool:
+        return not register.name.startswith(_RING_STATE_PREFIX)
+
+    @property
+    def logging(self) -> bool:
+        """Whether LM_LOGGING_CTRL says on."""
+        return self._values["LM_LOGGING_CTRL"] in self.profile.logging_on
+
+    @property
+    def base(self) -> int:
+        """LM_BASE_ADDR as one IOVA."""
+        return self._values["LM_BASE_ADDR_HIGH"] << 32 | self._values["LM_BASE_ADDR_LOW"]
+
+    @property
+    def end(self) -> int:
+        """LM_END_ADDR as one IOVA."""
+        return self._values["LM_END_ADDR_HIGH"] << 32 | self._values["LM_END_ADDR_LOW"]
+
+    def load(self, register: Register) -> int:
+        """Value of a register."""
+        queue = self._queue_of.get(register.name)
+        if queue is None:
+            return self._values[register.name]
+        if queue >= len(self._queues):
+            return 0
+        if self._fault_hits(queue):
+            self.faults_fired += 1
+        return self._ring_state(queue)
+
+    def store(self, register: Register, value: int, written: int) -> None:  # noqa: ARG002
+        """Act on a write; `value` is the whole register, `written` masks the bits that the access covered."""
+        queue = self._queue_of.get(register.name)
+        if queue is not None:
+            self._store_ring_state(queue, register, value)
+        elif register.name == "LM_LOGGING_CTRL":
+            self._store_logging_ctrl(value)
+        else:
+            self._values[register.name] = value
+
+    def reset(self) -> None:
+        """Back to the initial values; logging stops after every mark of earlier writes has been made."""
+        was_logging = self.logging
+        self._space.barrier()
+        self._space.stop_log()
+        self._values = dict.fromkeys(self._values, 0)
+        if was_logging:
+            self._emit("log_stopped", {"reason": "reset"})
+
+    def registers(self) -> dict[str, int]:
+        """The registers for a report: control, range, and the ring state of every queue that exists."""
+        states = {ring_state_name(queue): self._ring_state(queue) for queue in range(len(self._queues))}
+        return {**self._values, **states}
+
+    def _fault_hits(self, queue: int) -> bool:
+        return self.fault is not None and self.fault.queue == queue and self._queues.has_stopped(queue)
+
+    def _ring_state(self, queue: int) -> int:
+        value = self._queues.ring_state(queue)
+        if self.fault is None or not self._fault_hits(queue):
+            return value
+        last_avail_idx, used_idx = unpack_ring_state(value)
+        return pack_ring_state(last_avail_idx + self.fault.delta, used_idx)
+
+    def _store_ring_state(self, queue: int, register: Register, value: int) -> None:
+        if queue >= len(self._queues):
+            self._violations.record(
+                "lm",
+                "no_such_queue",
+                value,
+                register.clause,
+                f"{register.name}: the device has {len(self._queues)}",
+            )
+        elif not self._queues.restore(queue, value):
+            self._violations.record(
+                "lm",
+                "ring_state_while_running",
+                value,
+                register.clause,
+                f"{register.name} with queue_enable 1",
+            )
+
+    def _store_logging_ctrl(self, value: int) -> None:
+        if value & ~_LOGGING_MASK or (value and value not in self.profile.logging_on):
+            on = " or ".join(str(item) for item in self.profile.logging_on)
+            self._violations.record("lm", "bad_logging_ctrl", value, "LM_LOGGING_CTRL", f"expected 0 or {on}")
+        elif value:
+            self._start_log(value)
+        elif self.logging:
+            self._stop_log()
+
+    def _start_log(self, value: int) -> None:
+        switched = self.logging
+        try:
+            self._space.start_log(self.base, self.end)
+        except DmaError as error:
+            detail = f"BASE {self.base:#x}, END {self.end:#x}: {error}"
+            self._violations.record("lm", "log_start_refused", self.base, "LM_LOGGING_CTRL", detail)
+            return
+        # Marks under way may still go to the log before: the next access has to find it at rest.
+        self._space.barrier()
+        self._values["LM_LOGGING_CTRL"] = value
+        self._emit("log_started", {"base": self.base, "end": self.end, "switched": switched})
+
+    def _stop_log(self) -> None:
+        self._space.stop_log()
+        self._space.barrier()
+        self._values["LM_LOGGING_CTRL"] = 0
+        self._emit("log_stopped", {"reason": "LM_LOGGING_CTRL"})

@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The side processes: a device on a vfio-user socket, a vDPA driver with a vhost socket, or both in one.
+
+Each runs until SIGTERM, SIGINT or the control method `shutdown`, and then takes down what it had set up in
+reverse order.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+from vdpa_net.migration.faults import Fault
+from vdpa_net.options import LoopbackNetdev, Netdev, NicDevice, check_pair
+from vdpa_net.qemu_arguments import attach_help
+
+if TYPE_CHECKING:
+    from vdpa_net.backend import Backend
+    from vdpa_net.device.net_device import NetDevice
+    from vdpa_net.driver.handle import DeviceHandle
+
+Methods = Mapping[str, Callable[..., object]]
+
+
+@dataclass(frozen=True)
+class DeviceRequest:
+    """A device as the command line asks for it. Raises OptionError if its parts don't go together."""
+
+    netdev: Netdev
+    device: NicDevice
+    faults: tuple[Fault, ...] = ()
+
+    def __post_init__(self) -> None:
+        pass
+
+
+def serve_device(request: DeviceRequest, socket: Path, control: Path | None) -> None:
+    """`vdpa-net serve`: the device behind a vfio-user socket."""
+    from vdpa_net.transport.vfio_user.server import VfioUserServer  # noqa: PLC0415
+
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        device = _build_device(stack, request)
+        stack.enter_context(VfioUserServer(socket, device))
+        _offer_control(stack, control, {**device_methods(stack, device), "shutdown": stop.request})
+        _say(attach_help(request.device, str(socket)))
+        _say_listening(socket)
+        stop.wait()
+
+
+def serve_driver(device_socket: Path, vhost_socket: Path, control: Path | None) -> None:
+    """`vdpa-net driver`: the vDPA driver of a device behind a vfio-user socket, and its vhost socket."""
+    from vdpa_net.driver.vfio_user import VfioUserHandle  # noqa: PLC0415
+
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        handle = stack.enter_context(VfioUserHandle(device_socket))
+        methods = _build_driver(stack, handle, vhost_socket)
+        _offer_control(stack, control, {**methods, "shutdown": stop.request})
+        _say_listening(vhost_socket)
+        stop.wait()
+
+
+def serve_vhost(request: DeviceRequest, vhost_socket: Path, control: Path | None) -> None:
+    """`vdpa-net vhost`: device and driver in this process, the vhost socket outside."""
+    from vdpa_net.driver.in_process import InProcessHandle  # noqa: PLC0415
+
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopRequest())
+        device = _build_device(stack, request)
+        handle = stack.enter_context(InProcessHandle(device))
+        methods = {**device_methods(stack, device), **_build_driver(stack, handle, vhost_socket)}
+        _offer_control(stack, control, {**methods, "shutdown": stop.request})
+        _say_listening(vhost_socket)
+        stop.wait()
+
+
+def open_backend(netdev: Netdev) -> Backend:
+    """The back end that the options describe. Raises BackendError."""
+    if isinstance(netdev, LoopbackNetdev):
+        from vdpa_net.backend.loopback import Loopback  # noqa: PLC0415
+
+        return Loopback(depth_packets=netdev.depth)
+    from vdpa_net.backend.tap import Tap  # noqa: PLC0415
+
+    return Tap(netdev.ifname, script=netdev.script, downscript=netdev.downscript)
+
+
+def make_device(device: NicDevice, backend: Backend) -> NetDevice:
+    """The device that the options describe, on this back end. Raises OptionError."""
+    from vdpa_net.device.net_device import NetDevice  # noqa: PLC0415
+
+    return NetDevice(
+        backend,
+        mac=device.mac,
+        mtu=device.host_mtu,
+        vdpa=device.vdpa,
+        iommu_platform=device.iommu_platform,
+        ats=device.ats,
+        rx_queue_size=device.rx_queue_size,
+        tx_queue_size=device.tx_queue_size,
+        vectors=device.vectors,
+        disabled_features=device.disabled_features,
+    )
+
+
+def device_methods(stack: contextlib.ExitStack, device: NetDevice) -> Methods:
+    """What the control socket offers about a device; what it opens is closed by the stack."""
+    from vdpa_net.device.audit import DeviceAudit  # noqa: PLC0415
+
+    events = EventLog()
+    device.on_event(events.append)
+    audit = DeviceAudit(device)
+    stack.callback(audit.close)
+    return {
+        "inspect": device.snapshot,
+        "events": events.entries,
+        "audit_arm": audit.arm,
+        "audit_checkpoint": audit.checkpoint,
+        "audit_written_since": audit.written_since,
+        "audit_result": audit.result,
+    }
+
+
+class EventLog:
+    """Everything that a device told since the start: `event`, `ns` (CLOCK_MONOTONIC) and the event's own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: list[dict[str, object]] = []
+
+    def append(self, name: str, info: dict[str, object]) -> None:
+        """Take one event, from any thread."""
+        with self._lock:
+            self._entries.append({"event": name, **info})
+
+    def entries(self, since: int = 0) -> list[dict[str, object]]:
+        """The events from number `since` on."""
+        with self._lock:
+            return self._entries[since:]
+
+
+class StopRequest:
+    """Waits for SIGTERM, SIGINT or `request()`. To be used by the main thread."""
+
+    def __init__(self) -> None:
+        self._reader, self._writer = os.pipe()
+        os.set_blocking(self._writer, False)
+        self._before: list[tuple[int, Any]] = []
+        self._wakeup_before = -1
+
+    def request(self) -> None:
+        """Ask the main thread to end, from any thread. A client that asked may find the process gone."""
+        os.write(self._writer, b"\0")
+
+    def wait(self) -> None:
+        """Return when it is time to end; at once if it was before."""
+        # The byte is the signal's number. A handler in Python would not do: the kernel may deliver the signal
+        # to a worker thread, and then nothing interrupts the main thread.
+        while os.read(self._reader, 1)[0] not in (0, signal.SIGTERM, signal.SIGINT):
+            continue
+
+    def __enter__(self) -> Self:
+        self._wakeup_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before.append((number, signal.signal(number, _ignore)))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before:
+            signal.signal(number, handler)
+        signal.set_wakeup_fd(self._wakeup_before)
+        os.close(self._reader)
+        os.close(self._writer)
+
+
+def _ignore(_number: int, _frame: FrameType | None) -> None:
+    """A handler has to be there for the wake-up descriptor to be written to."""
+
+
+def _build_device(stack: contextlib.ExitStack, request: DeviceRequest) -> NetDevice:
+    backend = open_backend(request.netdev)
+    stack.callback(backend.close)
+    device = stack.enter_context(make_device(request.device, backend))
+    for fault in request.faults:
+        device.install_fault(fault)
+        _say(f"fault: {fault}")
+    _say(f"device {request.device.id or 'virtio-net-pci'}: mac {request.device.mac}, on {backend.name}")
+    return device
+
+
+def _build_driver(stack: contextlib.ExitStack, handle: DeviceHandle, vhost_socket: Path) -> Methods:
+    from vdpa_net.driver.vdpa_driver import VdpaDriver  # noqa: PLC0415
+    from vdpa_net.driver.vhost_backend import VhostBackend  # noqa: PLC0415
+    from vdpa_net.transport.vhost_user.server import VhostUserServer  # noqa: PLC0415
+
+    driver = VdpaDriver(handle)
+    server = stack.enter_context(VhostUserServer(vhost_socket, VhostBackend(driver)))
+    return {"evidence": driver.evidence, "wire_log": server.wire_log}
+
+
+def _offer_control(stack: contextlib.ExitStack, path: Path | None, methods: Methods) -> None:
+    if path is not None:
+        from vdpa_net.transport.control import ControlServer  # noqa: PLC0415
+
+        stack.enter_context(contextlib.closing(ControlServer(path, methods)))
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _say_listening(path: Path) -> None:
+    _say(f"listening on {path} (start to listening: {_since_start_ms()} ms)")
+
+
+def _since_start_ms() -> int:
+    # starttime, field 22 of proc(5)'s stat, in clock ticks since boot.
+    ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+    started_s = ticks / os.sysconf("SC_CLK_TCK")
+    return round(1000 * (time.clock_gettime(time.CLOCK_BOOTTIME) - started_s))

@@ -1,0 +1,342 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A vhost-user front end that behaves like QEMU's, for one net device with split rings.
+
+It declares the messages of the specification (QEMU, docs/interop/vhost-user) itself instead of sharing the
+tables of the back end: two sides that share a wrong number would agree.
+"""
+
+from __future__ import annotations
+
+import array
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from vdpa_net.errors import PeerError, PeerGone, ProtocolError
+from vdpa_net.testing.dirty_log import DirtyLog
+from vdpa_net.testing.guest_memory import GuestMemory
+from vdpa_net.testing.split_ring import SplitRing
+
+
+class Request(IntEnum):
+    """Codes of the messages that this front end sends ("Front-end message types")."""
+
+    GET_FEATURES = 1
+    SET_FEATURES = 2
+    SET_OWNER = 3
+    SET_MEM_TABLE = 5
+    SET_LOG_BASE = 6
+    SET_VRING_NUM = 8
+    SET_VRING_ADDR = 9
+    SET_VRING_BASE = 10
+    GET_VRING_BASE = 11
+    SET_VRING_KICK = 12
+    SET_VRING_CALL = 13
+    SET_VRING_ERR = 14
+    GET_PROTOCOL_FEATURES = 15
+    SET_PROTOCOL_FEATURES = 16
+    GET_QUEUE_NUM = 17
+    SET_VRING_ENABLE = 18
+    SEND_RARP = 19
+    SET_BACKEND_REQ_FD = 21
+    GET_MAX_MEM_SLOTS = 36
+    ADD_MEM_REG = 37
+    SET_STATUS = 39
+
+
+F_LOG_ALL = 1 << 26
+F_PROTOCOL_FEATURES = 1 << 30
+F_MRG_RXBUF = 1 << 15
+F_INDIRECT_DESC = 1 << 28
+F_EVENT_IDX = 1 << 29
+F_VERSION_1 = 1 << 32
+
+WANTED_FEATURES = F_MRG_RXBUF | F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1
+PROTOCOL_MQ, PROTOCOL_LOG_SHMFD, PROTOCOL_REPLY_ACK = 1 << 0, 1 << 1, 1 << 3
+PROTOCOL_BACKEND_REQ, PROTOCOL_MEM_SLOTS, PROTOCOL_STATUS = 1 << 5, 1 << 15, 1 << 16
+WANTED_PROTOCOL_FEATURES = (
+    PROTOCOL_MQ
+    | PROTOCOL_LOG_SHMFD
+    | PROTOCOL_REPLY_ACK
+    | PROTOCOL_BACKEND_REQ
+    | PROTOCOL_MEM_SLOTS
+    | PROTOCOL_STATUS
+)
+
+_HEADER = struct.Struct("<III")
+_U64 = struct.Struct("<Q")
+_STATE = struct.Struct("<II")
+_ADDR = struct.Struct("<IIQQQQ")
+_REGION = struct.Struct("<QQQQ")
+_LOG = struct.Struct("<QQ")
+
+_VERSION = 1
+_REPLY = 1 << 2
+_NEED_REPLY = 1 << 3
+_VRING_F_LOG = 1
+_STATUS_DRIVER_OK = 0xF
+_USER_ADDRESS_BASE = 0x7F40_0000_0000
+
+
+@dataclass(frozen=True)
+class Manners:
+    """What front ends do differently from one another, and a back end has to take either way.
+
+    `log_base_first`: SET_LOG_BASE before LOG_ALL, as QEMU does, or after. `disable_first`: before
+    GET_VRING_BASE comes SET_VRING_ENABLE(0), as QEMU >= 7.2 sends it. `memory_slots`: ADD_MEM_REG instead of
+    SET_MEM_TABLE. `enable_early`: SET_VRING_ENABLE(1) before the rings are described. `stop_order`: queues in
+    this order.
+    """
+
+    log_base_first: bool = True
+    disable_first: bool = True
+    memory_slots: bool = True
+    enable_early: bool = False
+    stop_order: tuple[int, ...] | None = None
+
+
+class VhostFrontEnd:
+    """A connection to a vhost-user back end, with guest memory and rings of the caller's.
+
+    Raises PeerError when the back end answers a message with an error, PeerGone when it hangs up and
+    ProtocolError when its answer is not the one that belongs to the message.
+    """
+
+    def __init__(
+        self,
+        path: Path | str,
+        memory: GuestMemory,
+        rings: Sequence[SplitRing],
+        *,
+        features: int = WANTED_FEATURES,
+        manners: Manners | None = None,
+        timeout_s: float = 20.0,
+    ) -> None:
+        self.memory = memory
+        self.rings = list(rings)
+        self.manners = manners or Manners()
+        self.features = 0
+        self.protocol_features = 0
+        self.log: DirtyLog | None = None
+        self.sent: list[Request] = []
+        self._wanted = features
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.settimeout(timeout_s)
+        self._backend_requests: tuple[socket.socket, socket.socket] | None = None
+        self.kick_fds = [_eventfd() for _ in rings]
+        self.call_fds = [_eventfd() for _ in rings]
+        try:
+            self._socket.connect(str(path))
+        except OSError as error:
+            self.close()
+            raise PeerGone(f"{path}: {error.strerror or error}", errno=error.errno) from error
+
+    # --- set-up, in QEMU's order ----------------------------------------------------------------
+
+    def negotiate(self) -> None:
+        """Features and protocol features: what is wanted and offered. Raises PeerError for too few queues."""
+        offered = self.get_u64(Request.GET_FEATURES)
+        self.features = offered & (self._wanted | F_PROTOCOL_FEATURES)
+        if offered & F_PROTOCOL_FEATURES:
+            self.protocol_features = self.get_u64(Request.GET_PROTOCOL_FEATURES) & WANTED_PROTOCOL_FEATURES
+            self.request(Request.SET_PROTOCOL_FEATURES, _U64.pack(self.protocol_features))
+        if self.protocol_features & PROTOCOL_MQ:
+            pairs = self.get_u64(Request.GET_QUEUE_NUM)
+            if 2 * pairs < len(self.rings):
+                raise PeerError(f"the back end has {pairs} queue pairs, {len(self.rings)} queues are wanted")
+        if self.protocol_features & PROTOCOL_MEM_SLOTS:
+            self.get_u64(Request.GET_MAX_MEM_SLOTS)
+        if self.protocol_features & PROTOCOL_BACKEND_REQ:
+            self._backend_requests = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+            self.request(Request.SET_BACKEND_REQ_FD, fds=[self._backend_requests[1].fileno()])
+        self.request(Request.SET_OWNER)
+
+    def share_memory(self) -> None:
+        """Hand over the guest's memory, at user addresses that differ from its guest addresses."""
+        regions = [
+            _REGION.pack(
+                region.gpa, region.size_bytes, _USER_ADDRESS_BASE + region.file_offset, region.file_offset
+            )
+            for region in self.memory.regions
+        ]
+        if self.manners.memory_slots and self.protocol_features & PROTOCOL_MEM_SLOTS:
+            for region in regions:
+                self.request(Request.ADD_MEM_REG, bytes(8) + region, [self.memory.fd])
+        else:
+            table = struct.pack("<II", len(regions), 0) + b"".join(regions)
+            self.request(Request.SET_MEM_TABLE, table, [self.memory.fd] * len(regions))
+
+    def start(self, bases: Sequence[int] | None = None) -> None:
+        """Start the rings at these values of last_avail_idx (default: 0)."""
+        self._set_features()
+        self.share_memory()
+        if self.manners.enable_early:
+            self._enable(range(len(self.rings)), 1)
+        for index, ring in enumerate(self.rings):
+            self.request(Request.SET_VRING_NUM, _STATE.pack(index, ring.size))
+            self.request(Request.SET_VRING_BASE, _STATE.pack(index, bases[index] if bases else 0))
+            self._set_vring_addr(index)
+            self.request(Request.SET_VRING_KICK, _U64.pack(index), [self.kick_fds[index]])
+            self.request(Request.SET_VRING_CALL, _U64.pack(index), [self.call_fds[index]])
+        if not self.manners.enable_early:
+            self._enable(range(len(self.rings)), 1)
+        if self.protocol_features & PROTOCOL_STATUS:
+            self.request(Request.SET_STATUS, _U64.pack(_STATUS_DRIVER_OK))
+
+    def connect(self, bases: Sequence[int] | None = None) -> None:
+        """Negotiate and start."""
+        self.negotiate()
+        self.start(bases)
+
+    # --- migration ------------------------------------------------------------------------------
+
+    def start_logging(self, log: DirtyLog) -> None:
+        """Have every write from now on marked in `log`; a running log is replaced. The caller keeps it."""
+        self.log = log
+        if self.manners.log_base_first:
+            self._set_log_base(log)
+        self._set_features()
+        if not self.manners.log_base_first:
+            self._set_log_base(log)
+        for index in range(len(self.rings)):
+            self._set_vring_addr(index)
+
+    def stop_logging(self) -> None:
+        """Clear LOG_ALL."""
+        self.log = None
+        self._set_features()
+        for index in range(len(self.rings)):
+            self._set_vring_addr(index)
+
+    def stop(self) -> list[int]:
+        """Stop the rings; what GET_VRING_BASE answered, per queue."""
+        order = self.manners.stop_order or tuple(range(len(self.rings)))
+        if self.manners.disable_first:
+            self._enable(order, 0)
+        bases = {index: self._get_vring_base(index) for index in order}
+        if self.protocol_features & PROTOCOL_STATUS:
+            self.request(Request.SET_STATUS, _U64.pack(0))
+        return [bases[index] for index in range(len(self.rings))]
+
+    def kick(self, queue: int) -> None:
+        """Notify the device of new buffers."""
+        os.eventfd_write(self.kick_fds[queue], 1)
+
+    # --- messages -------------------------------------------------------------------------------
+
+    def _set_features(self) -> None:
+        self.request(Request.SET_FEATURES, _U64.pack(self.features | (F_LOG_ALL if self.log else 0)))
+
+    def _set_log_base(self, log: DirtyLog) -> None:
+        # Answered whatever need_reply says, with an empty payload or a u64 ("Communication").
+        answer = self.ask(Request.SET_LOG_BASE, _LOG.pack(log.size_bytes, log.offset_bytes), [log.fd])
+        if any(answer):
+            raise PeerError(f"SET_LOG_BASE was answered with {answer.hex()}")
+
+    def _set_vring_addr(self, index: int) -> None:
+        ring = self.rings[index]
+        areas = (self.user_address(area) for area in (ring.desc, ring.device, ring.driver))
+        flags = _VRING_F_LOG if self.log else 0
+        self.request(Request.SET_VRING_ADDR, _ADDR.pack(index, flags, *areas, ring.device))
+
+    def _enable(self, queues: Sequence[int], value: int) -> None:
+        for index in queues:
+            self.request(Request.SET_VRING_ENABLE, _STATE.pack(index, value))
+
+    def _get_vring_base(self, index: int) -> int:
+        answer = self.ask(Request.GET_VRING_BASE, _STATE.pack(index, 0))
+        if len(answer) != _STATE.size:
+            raise ProtocolError(
+                f"GET_VRING_BASE was answered with {len(answer)} bytes, expected {_STATE.size}"
+            )
+        answered, base = _STATE.unpack(answer)
+        if answered != index:
+            raise ProtocolError(f"GET_VRING_BASE for queue {index} was answered for queue {answered}")
+        return int(base)
+
+    def user_address(self, gpa: int) -> int:
+        """Where the front end says that it sees this guest physical address."""
+        for region in self.memory.regions:
+            if region.gpa <= gpa < region.end:
+                return _USER_ADDRESS_BASE + region.file_offset + gpa - region.gpa
+        raise ValueError(f"{gpa:#x} is in no region of guest memory")
+
+    def get_u64(self, code: Request) -> int:
+        """Ask for one number."""
+        answer = self.ask(code)
+        if len(answer) != _U64.size:
+            raise ProtocolError(f"{code.name} was answered with {len(answer)} bytes, expected {_U64.size}")
+        return int(_U64.unpack(answer)[0])
+
+    def request(self, code: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
+        """Send a message that needs no reply; with REPLY_ACK, wait for the acknowledgement."""
+        if not self.protocol_features & PROTOCOL_REPLY_ACK:
+            self.send(code, payload, fds)
+            return
+        self.send(code, payload, fds, _NEED_REPLY)
+        answer = self._receive(code)
+        if answer != bytes(8):
+            raise PeerError(f"{code.name} was answered with {answer.hex() or 'nothing'}, expected a u64 0")
+
+    def ask(self, code: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> bytes:
+        """Send a message that has a reply of its own; returns the reply's payload."""
+        self.send(code, payload, fds)
+        return self._receive(code)
+
+    def send(self, code: int, payload: bytes = b"", fds: Sequence[int] = (), flags: int = 0) -> None:
+        """Send any message, allowed or not."""
+        if code in set(Request):
+            self.sent.append(Request(code))
+        data = _HEADER.pack(code, _VERSION | flags, len(payload)) + payload
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
+        try:
+            self._socket.sendmsg([data], rights, socket.MSG_NOSIGNAL)
+        except OSError as error:
+            raise PeerGone(f"message {code}: {error}", errno=error.errno) from error
+
+    def _receive(self, code: int) -> bytes:
+        answered, flags, size = _HEADER.unpack(self._receive_exactly(_HEADER.size, code))
+        if answered != code or flags & 3 != _VERSION or not flags & _REPLY:
+            raise ProtocolError(f"message {code} was answered by message {answered} with flags {flags:#x}")
+        return self._receive_exactly(size, code)
+
+    def _receive_exactly(self, size: int, code: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            try:
+                part = self._socket.recv(size - len(data))
+            except OSError as error:
+                raise PeerGone(f"waiting for the answer to message {code}: {error}") from error
+            if not part:
+                raise PeerGone(f"the back end hung up on message {code}")
+            data += part
+        return data
+
+    def close(self) -> None:
+        """Hang up, with or without a stop before."""
+        self._socket.close()
+        for end in self._backend_requests or ():
+            end.close()
+        for fd in self.kick_fds + self.call_fds:
+            with contextlib.suppress(OSError):
+                os.close(fd)
+        self.kick_fds, self.call_fds = [], []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _eventfd() -> int:
+    return os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)

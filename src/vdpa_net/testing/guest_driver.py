@@ -1,0 +1,374 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A guest's virtio-net driver over a DeviceHandle: what Linux' virtio_pci and virtio_net do, in a few calls.
+
+It finds everything from the PCI capabilities, as virtio 1.3, 4.1.4 asks. It also knows the LM registers, so
+that a test can log, stop and restore a device without the vDPA driver in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from vdpa_net.driver.handle import DeviceHandle
+from vdpa_net.errors import PeerError, StateError
+from vdpa_net.testing.guest_cpu import RX, TX, Wires
+from vdpa_net.testing.guest_memory import GuestMemory
+from vdpa_net.testing.net_queues import NetQueues, Shapes
+from vdpa_net.testing.split_ring import Segment, SplitRing
+from vdpa_net.wire import pci, virtio_net, virtio_pci
+from vdpa_net.wire.virtio_pci import COMMON_CFG, Status
+
+CTRL = 2
+"""Index of the control queue of a device with one queue pair (virtio 1.3, 5.1.2)."""
+
+WANTED = virtio_net.bits(
+    (
+        virtio_pci.F_VERSION_1,
+        virtio_pci.F_ACCESS_PLATFORM,
+        virtio_pci.F_EVENT_IDX,
+        virtio_pci.F_INDIRECT_DESC,
+        virtio_net.F_MRG_RXBUF,
+        virtio_net.F_MAC,
+        virtio_net.F_MTU,
+        virtio_net.F_STATUS,
+        virtio_net.F_CTRL_VQ,
+        virtio_net.F_CTRL_RX,
+        virtio_net.F_CTRL_MAC_ADDR,
+    )
+)
+
+LM_LOGGING_CTRL, LM_BASE_ADDR, LM_END_ADDR, LM_RING_STATE = 0x00, 0x10, 0x18, 0x20
+_CONFIG_VECTOR = 0
+_RARP = b"\x80\x35"
+
+
+@dataclass(frozen=True)
+class Capability:
+    """A virtio structure: region (BAR), offset and length in it, and the notify multiplier."""
+
+    region: int
+    offset: int
+    length: int
+    multiplier: int = 0
+
+
+class GuestDriver:
+    """Drives one device. `start` brings it up; then frames travel by `queues`, or by a GuestCpu on `wires()`.
+
+    The device reaches guest memory at IOVA = guest physical address.
+    """
+
+    def __init__(
+        self,
+        handle: DeviceHandle,
+        memory: GuestMemory,
+        *,
+        features: int = WANTED,
+        queue_size: int = 256,
+        seed: int = 0,
+        shapes: Shapes | None = None,
+        first_index: int = 0,
+        region: int = 0,
+        timeout_s: float = 10.0,
+    ) -> None:
+        """`timeout_s` is how long the device may take to reset or to stop a queue."""
+        self.memory = memory
+        self._timeout_s = timeout_s
+        self.features = 0
+        self._wanted = features
+        self._shapes = shapes
+        self.capabilities: dict[int, Capability] = {}
+        self.attach(handle)
+        self.rings = [
+            SplitRing.allocate(
+                memory,
+                queue_size if queue != CTRL else 16,
+                first_index=start,
+                region=region,
+            )
+            for queue, start in ((RX, first_index), (TX, first_index), (CTRL, 0))
+        ]
+        self.call_fds = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(4)]
+        self._command = memory.allocate(4096, region=region)
+        self._ack = memory.allocate(4096, region=region)
+        self.queues = NetQueues(
+            memory,
+            self.rings[RX],
+            self.rings[TX],
+            seed=seed,
+            region=region,
+        )
+        self._doorbells: list[tuple[int, int]] = []
+
+    # --- registers ------------------------------------------------------------------------------
+
+    def _find_capabilities(self) -> dict[int, Capability]:
+        found: dict[int, Capability] = {}
+        at = self._config(pci.HEADER["capabilities_pointer"].offset, 1)
+        seen: set[int] = set()
+        while at and at not in seen:
+            seen.add(at)
+            if self._config(at, 1) == pci.CAP_ID_VENDOR:
+                kind, multiplier = self._config(at + 3, 1), 0
+                if kind == virtio_pci.CAP_NOTIFY_CFG:
+                    multiplier = self._config(at + 16, 4)
+                # The first of a kind is the one to use (virtio 1.3, 4.1.4.1).
+                found.setdefault(
+                    kind,
+                    Capability(
+                        self._config(at + 4, 1),
+                        self._config(at + 8, 4),
+                        self._config(at + 12, 4),
+                        multiplier,
+                    ),
+                )
+            at = self._config(at + 1, 1) & 0xFC
+        return found
+
+    def _config(self, offset: int, size: int) -> int:
+        return int.from_bytes(self.handle.read(pci.CONFIG_REGION, offset, size), "little")
+
+    def read_common(self, name: str) -> int:
+        """A field of the common configuration; 64-bit fields as two accesses (virtio 1.3, 4.1.3.1)."""
+        place, register = self.capabilities[virtio_pci.CAP_COMMON_CFG], COMMON_CFG[name]
+        width = min(register.width, 4)
+        parts = (
+            self.handle.read(place.region, place.offset + register.offset + at, width)
+            for at in range(0, register.width, width)
+        )
+        return int.from_bytes(b"".join(parts), "little")
+
+    def write_common(self, name: str, value: int) -> None:
+        """Write a field of the common configuration; 64-bit fields as two accesses."""
+        place, register = self.capabilities[virtio_pci.CAP_COMMON_CFG], COMMON_CFG[name]
+        data = value.to_bytes(register.width, "little")
+        for at in range(0, register.width, 4):
+            self.handle.write(place.region, place.offset + register.offset + at, data[at : at + 4])
+
+    def read_device_config(self, offset: int, size: int) -> bytes:
+        """Bytes of the device configuration (virtio 1.3, 5.1.4)."""
+        place = self.capabilities[virtio_pci.CAP_DEVICE_CFG]
+        return self.handle.read(place.region, place.offset + offset, size)
+
+    @property
+    def status(self) -> Status:
+        """device_status."""
+        return Status(self.read_common("device_status"))
+
+    def attach(self, handle: DeviceHandle) -> None:
+        """Go over to a device: find its registers and let it reach the memory. `start` comes next."""
+        self.handle = handle
+        self.capabilities = self._find_capabilities()
+        for part in self.memory.regions:
+            handle.dma_map(part.gpa, part.size_bytes, self.memory.fd, part.file_offset)
+
+    # --- life -----------------------------------------------------------------------------------
+
+    def start(self, ring_states: dict[int, int] | None = None) -> None:
+        """Initialise the device in the order of virtio 1.3, 3.1.1, and start its queues.
+
+        `ring_states` are LM_RING_STATE values to restore, by queue. Raises PeerError if the features are
+        refused.
+        """
+        self.reset()
+        self.write_common("device_status", Status.ACKNOWLEDGE)
+        self.write_common("device_status", Status.ACKNOWLEDGE | Status.DRIVER)
+        self._negotiate()
+        self._set_up_interrupts()
+        self._doorbells = [
+            self._set_up_queue(queue, ring_states or {}) for queue in range(self._queue_count())
+        ]
+        self.write_common("device_status", self.read_common("device_status") | Status.DRIVER_OK)
+
+    def _queue_count(self) -> int:
+        return 3 if self._has(virtio_net.F_CTRL_VQ) else 2
+
+    def _negotiate(self) -> None:
+        offered = 0
+        for half in range(2):
+            self.write_common("device_feature_select", half)
+            offered |= self.read_common("device_feature") << 32 * half
+        self.features = offered & self._wanted
+        for half in range(2):
+            self.write_common("driver_feature_select", half)
+            self.write_common("driver_feature", self.features >> 32 * half & 0xFFFF_FFFF)
+        accepted = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK
+        self.write_common("device_status", accepted)
+        if not self.status & Status.FEATURES_OK:
+            raise PeerError(f"the device refuses the features {self.features:#x} of the offered {offered:#x}")
+        for ring in self.rings:
+            ring.event_idx = self._has(virtio_pci.F_EVENT_IDX)
+            ring.arm()
+        self.queues.shapes = self._shapes or Shapes(
+            mergeable=self._has(virtio_net.F_MRG_RXBUF), indirect=self._has(virtio_pci.F_INDIRECT_DESC)
+        )
+
+    def _has(self, bit: int) -> bool:
+        return bool(self.features >> bit & 1)
+
+    def _set_up_interrupts(self) -> None:
+        self.handle.set_irqs(0, list(self.call_fds))
+        self.write_common("config_msix_vector", _CONFIG_VECTOR)
+
+    def _set_up_queue(self, queue: int, ring_states: dict[int, int]) -> tuple[int, int]:
+        ring = self.rings[queue]
+        self.write_common("queue_select", queue)
+        self.write_common("queue_size", ring.size)
+        self.write_common("queue_msix_vector", queue + 1)
+        self.write_common("queue_desc", ring.desc)
+        self.write_common("queue_driver", ring.driver)
+        self.write_common("queue_device", ring.device)
+        notify = self.capabilities[virtio_pci.CAP_NOTIFY_CFG]
+        doorbell = notify.offset + self.read_common("queue_notify_off") * notify.multiplier
+        if queue in ring_states:
+            self.write_lm(LM_RING_STATE + 4 * queue, ring_states[queue])
+        self.write_common("queue_enable", 1)
+        return notify.region, doorbell
+
+    def reset(self) -> None:
+        """Write 0 to device_status and wait until it reads 0 (virtio 1.3, 4.1.4.3.2)."""
+        self.write_common("device_status", 0)
+        self._wait_until(lambda: self.read_common("device_status") == 0, "the device to finish its reset")
+
+    def kick(self, queue: int) -> None:
+        """Ring the queue's doorbell."""
+        region, offset = self._doorbells[queue]
+        self.handle.write(region, offset, queue.to_bytes(2, "little"), posted=True)
+
+    def wires(self) -> Wires:
+        """For a GuestCpu on this device."""
+        return Wires(self.kick, self.call_fds[1 + RX : 1 + TX + 1])
+
+    def close(self) -> None:
+        """Let go of the interrupts; the handle and the memory are the caller's."""
+        for fd in self.call_fds:
+            os.close(fd)
+        self.call_fds = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- packets --------------------------------------------------------------------------------
+
+    def publish(self) -> None:
+        """Make new buffers of both queues available, with a kick where the device wants one."""
+        for queue in (RX, TX):
+            if self.rings[queue].publish():
+                self.kick(queue)
+
+    def send(self, frames: Iterable[bytes]) -> int:
+        """Transmit frames while there is room; returns how many. Receive buffers are posted before."""
+        self.queues.post_receive()
+        count = 0
+        for frame in frames:
+            if not self.queues.transmit(frame):
+                break
+            count += 1
+        self.publish()
+        return count
+
+    def receive(self, count: int, timeout_s: float = 10.0) -> list[bytes]:
+        """Wait for `count` frames. Raises StateError with the number that came in time.
+
+        RARP is not counted: a device that was restored announces itself, and a loopback returns that.
+        """
+        frames: list[bytes] = []
+        deadline = time.monotonic() + timeout_s
+        while len(frames) < count:
+            frames += [frame for frame in self.queues.receive() if frame[12:14] != _RARP]
+            if len(frames) < count and not self.rings[RX].arm():
+                self._wait_for_call(RX, deadline, f"{count} frames, {len(frames)} came")
+        return frames
+
+    def finish_transmit(self, timeout_s: float = 10.0) -> None:
+        """Wait until every transmitted frame is completed."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            for used in self.rings[TX].reap():
+                self.queues.take_transmit(used)
+            if not self.queues.transmit_posted:
+                return
+            if not self.rings[TX].arm():
+                self._wait_for_call(TX, deadline, f"{self.queues.transmit_posted} completions")
+
+    def _wait_for_call(self, queue: int, deadline: float, what: str) -> None:
+        fd = self.call_fds[queue + 1]
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        if not poll.poll(1000 * max(0.0, deadline - time.monotonic())):
+            raise StateError(f"waited in vain for {what}; queue {queue} was not announced")
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(fd)
+
+    def control(self, command_class: int, command: int, data: bytes = b"", timeout_s: float = 10.0) -> int:
+        """Send a control command; its ack (virtio 1.3, 5.1.6.5)."""
+        ring = self.rings[CTRL]
+        self.memory.write(self._command, bytes((command_class, command)) + data)
+        self.memory.write(self._ack, b"\xff")
+        ring.add([Segment(self._command, 2 + len(data)), Segment(self._ack, 1, True)])
+        if ring.publish():
+            self.kick(CTRL)
+        deadline = time.monotonic() + timeout_s
+        while not ring.reap():
+            if not ring.arm():
+                self._wait_for_call(CTRL, deadline, "the ack of a control command")
+        return self.memory.read(self._ack, 1)[0]
+
+    # --- LM registers ---------------------------------------------------------------------------
+
+    @property
+    def lm_place(self) -> tuple[int, int]:
+        """Region and offset of the LM block: right behind the notify region."""
+        notify = self.capabilities[virtio_pci.CAP_NOTIFY_CFG]
+        return notify.region, notify.offset + notify.length
+
+    def read_lm(self, offset: int) -> int:
+        """A 32-bit LM register."""
+        region, base = self.lm_place
+        return int.from_bytes(self.handle.read(region, base + offset, 4), "little")
+
+    def write_lm(self, offset: int, value: int) -> None:
+        """Write a 32-bit LM register."""
+        region, base = self.lm_place
+        self.handle.write(region, base + offset, value.to_bytes(4, "little"))
+
+    def start_logging(self, base: int, end: int) -> bool:
+        """Log to the IOVA range [base, end); whether LM_LOGGING_CTRL reads 1 afterwards."""
+        for register, value in ((LM_BASE_ADDR, base), (LM_END_ADDR, end)):
+            self.write_lm(register, value & 0xFFFF_FFFF)
+            self.write_lm(register + 4, value >> 32)
+        self.write_lm(LM_LOGGING_CTRL, 1)
+        return self.read_lm(LM_LOGGING_CTRL) == 1
+
+    def ring_state(self, queue: int) -> tuple[int, int]:
+        """(last_avail_idx, used_idx) as LM_RING_STATE says."""
+        value = self.read_lm(LM_RING_STATE + 4 * queue)
+        return value & 0xFFFF, value >> 16
+
+    def stop_queues(self, order: Sequence[int] = (RX, TX)) -> dict[int, tuple[int, int]]:
+        """queue_enable = 0, wait for 0, LM_RING_STATE: per queue, in this order."""
+        states = {}
+        for queue in order:
+            self.write_common("queue_select", queue)
+            self.write_common("queue_enable", 0)
+            self._wait_until(lambda: self.read_common("queue_enable") == 0, f"queue {queue} to stop")
+            states[queue] = self.ring_state(queue)
+        return states
+
+    def _wait_until(self, condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + self._timeout_s
+        while not condition():
+            if time.monotonic() > deadline:
+                raise StateError(f"waited {self._timeout_s} s in vain for {what}")

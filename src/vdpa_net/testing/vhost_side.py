@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One side of the log test, in this process: a device on a loopback, the vDPA driver, the vhost socket."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from vdpa_net.backend.loopback import Loopback
+from vdpa_net.device.net_device import NetDevice
+from vdpa_net.driver.in_process import InProcessHandle
+from vdpa_net.driver.vdpa_driver import VdpaDriver
+from vdpa_net.driver.vhost_backend import VhostBackend
+from vdpa_net.migration.faults import Fault
+from vdpa_net.transport.vhost_user.server import VhostUserServer
+
+
+class VhostSide:
+    """Listens at `path` until it is closed. The faults are the device's."""
+
+    def __init__(self, path: Path, mac: str, faults: Sequence[Fault] = ()) -> None:
+        self.path = path
+        self._stack = ExitStack()
+        with self._stack as building:
+            backend = Loopback(name=path.name)
+            building.callback(backend.close)
+            self.device = NetDevice(backend, mac=mac)
+            building.callback(self.device.close)
+            for fault in faults:
+                self.device.install_fault(fault)
+            handle = InProcessHandle(self.device)
+            building.callback(handle.close)
+            self.driver = VdpaDriver(handle)
+            self.server = VhostUserServer(path, VhostBackend(self.driver))
+            building.callback(self.server.close)
+            self._stack = building.pop_all()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.close()
+
+    def registers_after_stop(self) -> dict[int, tuple[int, int]]:
+        """LM_RING_STATE as the driver read it after the stop: (last_avail_idx, used_idx) by queue."""
+        return self._ring_states("ring_state_after_stop")
+
+    def registers_before_enable(self) -> dict[int, tuple[int, int]]:
+        """LM_RING_STATE as the driver read it back before queue_enable = 1."""
+        return self._ring_states("ring_state_before_enable")
+
+    def _ring_states(self, moment: str) -> dict[int, tuple[int, int]]:
+        records: Any = self.driver.evidence()["queues"]
+        return {
+            record["queue"]: (record[moment] & 0xFFFF, record[moment] >> 16)
+            for record in records
+            if record[moment] is not None
+        }
+
+    def violations(self) -> list[str]:
+        """What the device recorded, and what the vhost socket refused."""
+        found = [str(violation) for violation in self.device.violations.entries]
+        return found + [str(error) for error in self.server.errors]

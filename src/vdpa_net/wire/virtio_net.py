@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The network device (virtio 1.3, 5.1): feature bits, device configuration, header, control commands."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from vdpa_net.errors import OptionError
+from vdpa_net.wire import virtio_pci as _virtio
+from vdpa_net.wire.layout import Access, Field, Layout, Register, RegisterMap
+
+DEVICE_ID: Final = 1
+
+F_CSUM: Final = 0
+F_GUEST_CSUM: Final = 1
+F_MTU: Final = 3
+F_MAC: Final = 5
+F_GSO: Final = 6
+F_GUEST_TSO4: Final = 7
+F_GUEST_TSO6: Final = 8
+F_GUEST_ECN: Final = 9
+F_HOST_TSO4: Final = 11
+F_HOST_TSO6: Final = 12
+F_HOST_ECN: Final = 13
+F_MRG_RXBUF: Final = 15
+F_STATUS: Final = 16
+F_CTRL_VQ: Final = 17
+F_CTRL_RX: Final = 18
+F_CTRL_MAC_ADDR: Final = 23
+
+FEATURES: Final[Mapping[int, str]] = {
+    F_CSUM: "CSUM",
+    F_GUEST_CSUM: "GUEST_CSUM",
+    2: "CTRL_GUEST_OFFLOADS",
+    F_MTU: "MTU",
+    F_MAC: "MAC",
+    F_GSO: "GSO",
+    F_GUEST_TSO4: "GUEST_TSO4",
+    F_GUEST_TSO6: "GUEST_TSO6",
+    F_GUEST_ECN: "GUEST_ECN",
+    10: "GUEST_UFO",
+    F_HOST_TSO4: "HOST_TSO4",
+    F_HOST_TSO6: "HOST_TSO6",
+    F_HOST_ECN: "HOST_ECN",
+    14: "HOST_UFO",
+    F_MRG_RXBUF: "MRG_RXBUF",
+    F_STATUS: "STATUS",
+    F_CTRL_VQ: "CTRL_VQ",
+    F_CTRL_RX: "CTRL_RX",
+    19: "CTRL_VLAN",
+    20: "CTRL_RX_EXTRA",
+    21: "GUEST_ANNOUNCE",
+    22: "MQ",
+    F_CTRL_MAC_ADDR: "CTRL_MAC_ADDR",
+    _virtio.F_INDIRECT_DESC: "RING_INDIRECT_DESC",
+    _virtio.F_EVENT_IDX: "RING_EVENT_IDX",
+    _virtio.F_VERSION_1: "VERSION_1",
+    _virtio.F_ACCESS_PLATFORM: "ACCESS_PLATFORM",
+    34: "RING_PACKED",
+    35: "IN_ORDER",
+    36: "ORDER_PLATFORM",
+    37: "SR_IOV",
+    38: "NOTIFICATION_DATA",
+    39: "NOTIF_CONFIG_DATA",
+    40: "RING_RESET",
+}
+"""Names of the feature bits (5.1.3 and 6), without VIRTIO_F_ and VIRTIO_NET_F_."""
+
+QEMU_PROPERTIES: Final[Mapping[str, int]] = {
+    "csum": F_CSUM,
+    "guest_csum": F_GUEST_CSUM,
+    "gso": F_GSO,
+    "guest_tso4": F_GUEST_TSO4,
+    "guest_tso6": F_GUEST_TSO6,
+    "guest_ecn": F_GUEST_ECN,
+    "host_tso4": F_HOST_TSO4,
+    "host_tso6": F_HOST_TSO6,
+    "host_ecn": F_HOST_ECN,
+    "mrg_rxbuf": F_MRG_RXBUF,
+    "status": F_STATUS,
+    "ctrl_vq": F_CTRL_VQ,
+    "ctrl_rx": F_CTRL_RX,
+    "ctrl_mac_addr": F_CTRL_MAC_ADDR,
+    "indirect_desc": _virtio.F_INDIRECT_DESC,
+    "event_idx": _virtio.F_EVENT_IDX,
+}
+"""Features that can be switched off, by the name of QEMU's virtio-net-pci property.
+
+`gso` is the legacy bit 6, which a modern device never offers; QEMU's `gso=off` is accepted as the fact it is.
+"""
+
+REQUIRES: Final[Mapping[int, tuple[int, ...]]] = {
+    F_GUEST_TSO4: (F_GUEST_CSUM,),
+    F_GUEST_TSO6: (F_GUEST_CSUM,),
+    F_GUEST_ECN: (F_GUEST_TSO4, F_GUEST_TSO6),
+    F_HOST_TSO4: (F_CSUM,),
+    F_HOST_TSO6: (F_CSUM,),
+    F_HOST_ECN: (F_HOST_TSO4, F_HOST_TSO6),
+    F_CTRL_RX: (F_CTRL_VQ,),
+    F_CTRL_MAC_ADDR: (F_CTRL_VQ,),
+}
+"""Feature bits that need one of others (5.1.3.1).
+
+Requirements stand before what requires them is required.
+"""
+
+
+def bits(features: Iterable[int]) -> int:
+    """The 64-bit feature word with these bits set."""
+    word = 0
+    for bit in features:
+        word |= 1 << bit
+    return word
+
+
+def feature_names(features: int) -> list[str]:
+    """Names of the bits of a feature word, lowest bit first; `bit N` where there is no name."""
+    return [FEATURES.get(bit, f"bit {bit}") for bit in range(features.bit_length()) if features >> bit & 1]
+
+
+def feature_bit(name: str) -> int:
+    """The bit of a feature that can be switched off, by QEMU's property name or the specification's.
+
+    Raises OptionError, which names the nearest match.
+    """
+    names = {**QEMU_PROPERTIES, **{FEATURES[bit].lower(): bit for bit in QEMU_PROPERTIES.values()}}
+    key = name.lower().removeprefix("virtio_net_f_").removeprefix("virtio_f_")
+    if key in names:
+        return names[key]
+    near = difflib.get_close_matches(key, names, 1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise OptionError(f"no feature {name!r} that can be switched off{hint}")
+
+
+def unmet_requirements(features: int) -> list[tuple[int, tuple[int, ...]]]:
+    """Bits in this word that need one of the given others, none of which is there (5.1.3.1)."""
+    return [
+        (bit, need) for bit, need in REQUIRES.items() if features >> bit & 1 and not features & bits(need)
+    ]
+
+
+def without_unmet(features: int) -> int:
+    """The word without the bits whose requirements are not in it."""
+    while unmet := unmet_requirements(features):
+        features &= ~bits(bit for bit, _ in unmet)
+    return features
+
+
+S_LINK_UP: Final = 1
+_DEVICE_CFG_CLAUSE = "5.1.4.2: the driver MUST NOT write device configuration"
+_RO = Access.RO
+
+DEVICE_CFG: Final = RegisterMap(
+    "device_cfg",
+    (
+        Register("mac", 0x00, 6, _RO, clause=_DEVICE_CFG_CLAUSE),
+        Register("status", 0x06, 2, _RO, clause=_DEVICE_CFG_CLAUSE),
+        Register("max_virtqueue_pairs", 0x08, 2, _RO, clause=_DEVICE_CFG_CLAUSE),
+        Register("mtu", 0x0A, 2, _RO, clause=_DEVICE_CFG_CLAUSE),
+    ),
+)
+
+NET_HEADER: Final = Layout(
+    "virtio_net_hdr",
+    Field("flags", 1),
+    Field("gso_type", 1),
+    Field("hdr_len", 2),
+    Field("gso_size", 2),
+    Field("csum_start", 2),
+    Field("csum_offset", 2),
+    Field("num_buffers", 2),
+)
+"""Before every packet in a receive or transmit buffer (5.1.6)."""
+
+CTRL_HEADER: Final = Layout("virtio_net_ctrl", Field("class", 1), Field("command", 1))
+"""First bytes of a control command (5.1.6.5)."""
+
+CTRL_OK: Final = 0
+CTRL_ERR: Final = 1
+
+CTRL_RX: Final = 0
+CTRL_RX_PROMISC: Final = 0
+CTRL_RX_ALLMULTI: Final = 1
+CTRL_MAC: Final = 1
+CTRL_MAC_TABLE_SET: Final = 0
+CTRL_MAC_ADDR_SET: Final = 1
+
+MAC_BYTES: Final = 6
+MTU_MIN: Final = 68
+MTU_MAX: Final = 65535
+QUEUE_SIZE_MAX: Final = 32768
+"""Largest queue_size (2.7)."""

@@ -1,0 +1,225 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line as a user meets it: processes, exit codes, one line for an error."""
+
+import contextlib
+import json
+import re
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from vdpa_net import __version__
+from vdpa_net.errors import PeerGone
+from vdpa_net.transport.control import ControlClient
+
+DEADLINE_SECONDS = 30
+NETDEV = "loopback,id=hostnet1"
+DEVICE = "virtio-net-pci,netdev=hostnet1,id=net1,mac=56:4a:b7:4f:4d:a9,bus=pci.6,addr=0x0,vdpa=on"
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vdpa_net", *arguments]
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE_SECONDS,
+        env=environment or None,
+    )
+
+
+class Command:
+    """A `vdpa-net` command that runs until it is told to end."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "vdpa_net", *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        self.output = b""
+
+    def wait_listening(self) -> str:
+        """Its output up to the line that says that it listens."""
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + DEADLINE_SECONDS
+        while not re.search(rb"^listening on .*\n", self.output, re.M):
+            ready, _, _ = select.select([self.process.stdout], [], [], max(0, deadline - time.monotonic()))
+            assert ready, f"it does not listen: {self.output.decode()}"
+            piece = self.process.stdout.read1()  # type: ignore[attr-defined]
+            assert piece, f"it ended: {self.output.decode()}"
+            self.output += piece
+        return self.output.decode()
+
+    def end(self, how: int = signal.SIGTERM) -> int:
+        """Its exit code after this signal."""
+        if self.process.poll() is None:
+            self.process.send_signal(how)
+        code = self.process.wait(DEADLINE_SECONDS)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return code
+
+
+Start = Callable[..., Command]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts commands; those that still run when the test is over are killed."""
+    started: list[Command] = []
+
+    def begin(*arguments: str) -> Command:
+        started.append(Command(*arguments))
+        return started[-1]
+
+    yield begin
+    for command in started:
+        command.end(signal.SIGKILL)
+
+
+@pytest.fixture
+def serve(start: Start, socket_dir: Path) -> Command:
+    return start(
+        *("serve", "--socket", str(socket_dir / "vfio"), "--control", str(socket_dir / "control")),
+        *("--netdev", NETDEV, "--device", DEVICE),
+    )
+
+
+def test_the_version_is_the_packages() -> None:
+    done = run("--version")
+    assert (done.returncode, done.stdout) == (0, f"vdpa-net {__version__}\n")
+
+
+@pytest.mark.parametrize("command", ["serve", "driver", "vhost", "log-test", "migrate", "lab"])
+def test_every_command_has_help(command: str) -> None:
+    done = run(command, "--help")
+    assert done.returncode == 0
+    assert f"vdpa-net {command}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--netdev", "tap,vhost=on", "--device", DEVICE), "vhost=on"),
+        (("--netdev", "tab,id=a", "--device", DEVICE), "did you mean 'tap'?"),
+        (("--netdev", NETDEV, "--device", "virtio-net-pci,vpda=on"), "did you mean 'vdpa'?"),
+        (("--netdev", "loopback,id=other", "--device", DEVICE), "netdev=hostnet1"),
+        (("--netdev", NETDEV, "--device", DEVICE, "--fault", "drop-dirty-mark=2"), "drop-dirty-mark"),
+        (("--netdev", NETDEV, "--device", DEVICE, "--fault", "melt=1"), "no fault 'melt'"),
+        (("--netdev", NETDEV, "--device", DEVICE, "--fault", "ring-state=vq9:+1"), "vq9"),
+        (("--netdev", NETDEV, "--device", DEVICE, "--socket", "/dev/null/x"), "/dev/null/x"),
+    ],
+)
+def test_an_error_is_one_line_and_exit_code_2(
+    arguments: tuple[str, ...], words: str, socket_dir: Path
+) -> None:
+    done = run("serve", "--socket", str(socket_dir / "vfio"), *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("vdpa-net: error: ")
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_the_debug_variable_adds_the_traceback(socket_dir: Path) -> None:
+    arguments = ("serve", "--socket", str(socket_dir / "vfio"), "--netdev", "tab", "--device", DEVICE)
+    done = run(*arguments, VDPA_NET_DEBUG="1")
+    assert done.returncode != 0
+    assert "Traceback" in done.stderr
+
+
+def test_a_missing_option_is_named() -> None:
+    done = run("serve", "--netdev", NETDEV, "--device", DEVICE)
+    assert done.returncode == 2
+    assert "--socket" in done.stderr
+
+
+def test_a_device_that_is_not_vfio_user_is_refused() -> None:
+    done = run("driver", "--device", "pci:0000:01:00.0", "--vhost-socket", "/nowhere")
+    assert done.returncode == 2
+    assert "expected vfio-user:PATH" in done.stderr
+
+
+def test_a_driver_without_its_device_says_which_socket(socket_dir: Path) -> None:
+    missing = socket_dir / "no-device"
+    done = run("driver", "--device", f"vfio-user:{missing}", "--vhost-socket", str(socket_dir / "vhost"))
+    assert done.returncode == 2
+    assert str(missing) in done.stderr
+
+
+def test_serve_prints_the_qemu_arguments_and_when_it_listens(serve: Command, socket_dir: Path) -> None:
+    output = serve.wait_listening()
+    assert "-object memory-backend-memfd,id=mem,size=1G,share=on" in output
+    assert "-device pcie-root-port,id=pci.6,slot=1" in output
+    assert "intel-iommu,intremap=on,caching-mode=on" in output
+    assert re.search(r"start to listening: \d+ ms", output)
+    properties = re.search(r"-device '(\{.*\})'", output)
+    assert properties is not None
+    assert json.loads(properties[1]) == {
+        "driver": "vfio-user-pci",
+        "bus": "pci.6",
+        "id": "net1",
+        "addr": "0x0",
+        "socket": {"type": "unix", "path": str(socket_dir / "vfio")},
+    }
+
+
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_serve_ends_cleanly_on_a_signal(serve: Command, socket_dir: Path, how: int) -> None:
+    serve.wait_listening()
+    assert serve.end(how) == 0
+    assert list(socket_dir.iterdir()) == [], "sockets left behind"
+
+
+def test_serve_ends_while_a_client_is_connected(serve: Command, socket_dir: Path) -> None:
+    serve.wait_listening()
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(socket_dir / "vfio"))
+        assert serve.end() == 0
+
+
+def test_the_control_socket_answers_and_ends_the_command(serve: Command, socket_dir: Path) -> None:
+    serve.wait_listening()
+    with ControlClient(socket_dir / "control") as control:
+        snapshot = control.call("inspect")
+        assert isinstance(snapshot, dict)
+        assert (snapshot["mac"], snapshot["vdpa"]) == ("56:4a:b7:4f:4d:a9", True)
+        assert control.call("events") == []
+        # The process may be gone before it has answered.
+        with contextlib.suppress(PeerGone):
+            control.call("shutdown")
+    assert serve.process.wait(DEADLINE_SECONDS) == 0
+
+
+def test_the_vhost_command_listens_and_ends_cleanly(start: Start, socket_dir: Path) -> None:
+    path = socket_dir / "vhost"
+    command = start("vhost", "--vhost-socket", str(path), "--netdev", NETDEV, "--device", DEVICE)
+    command.wait_listening()
+    assert path.is_socket()
+    assert command.end() == 0
+    assert not path.exists()
+
+
+def test_the_driver_command_drives_a_served_device(serve: Command, start: Start, socket_dir: Path) -> None:
+    serve.wait_listening()
+    sockets = ("--vhost-socket", str(socket_dir / "vhost"), "--control", str(socket_dir / "driver"))
+    driver = start("driver", "--device", f"vfio-user:{socket_dir / 'vfio'}", *sockets)
+    driver.wait_listening()
+    with ControlClient(socket_dir / "driver") as control:
+        assert isinstance(control.call("evidence"), dict)
+        assert control.call("wire_log") == []
+    assert driver.end() == 0
+    assert serve.end() == 0
+
+
+def test_a_device_without_the_lm_registers_has_no_vdpa_driver(socket_dir: Path) -> None:
+    plain = DEVICE.replace("vdpa=on", "vdpa=off")
+    done = run("vhost", "--vhost-socket", str(socket_dir / "vhost"), "--netdev", NETDEV, "--device", plain)
+    assert done.returncode == 2
+    assert "vdpa" in done.stderr

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The lines of a round's verdict, from observations made up here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from vdpa_net.lab.observe import (
+    GuestProgress,
+    QueueObservations,
+    Round,
+    pages_of_bitmap,
+    traffic_lines,
+    wire_values,
+)
+from vdpa_net.lab.traffic import Direction, TrafficReport
+from vdpa_net.migration.checks import AuditInterval
+from vdpa_net.migration.verdict import Line, Outcome
+
+WENT_ON = GuestProgress(ring_size=256, posted=300, completed=280)
+GOOD_QUEUE = QueueObservations(
+    queue=1,
+    used_idx_in_ram=1000,
+    register_after_stop=1000 | 1000 << 16,
+    wire_get=1000,
+    wire_set=1000,
+    register_before_enable=1000 | 1000 << 16,
+    guest=WENT_ON,
+)
+CLEAN = Direction(
+    sent=100, received=100, lost=(), duplicated={}, reordered=0, corrupted=0, foreign=0, send_errors=0
+)
+
+
+def report(to_guest: Direction = CLEAN, from_guest: Direction = CLEAN) -> TrafficReport:
+    return TrafficReport(1, to_guest, from_guest, arrivals_ns=(0, 1_000_000, 51_000_000, 52_000_000))
+
+
+def lost(*pairs: tuple[int, int]) -> Direction:
+    numbers, times = zip(*pairs, strict=True)
+    return replace(CLEAN, lost=numbers, lost_sent_ns=times, received=100 - len(pairs))
+
+
+def test_agreeing_observations_pass() -> None:
+    assert GOOD_QUEUE.line().outcome is Outcome.PASS
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("register_after_stop", 1003 | 1000 << 16),
+        ("register_after_stop", 1000 | 1003 << 16),
+        ("wire_get", 1003),
+        ("wire_set", 999),
+        ("register_before_enable", 1000 | 1001 << 16),
+        ("guest", GuestProgress(ring_size=256, posted=3, completed=0)),
+        ("guest", GuestProgress(ring_size=256, posted=300, completed=301)),
+    ],
+)
+def test_each_single_disagreement_fails(field: str, value: object) -> None:
+    line = replace(GOOD_QUEUE, **{field: value}).line()
+    assert line.outcome is Outcome.FAIL
+    assert line.detail
+
+
+@pytest.mark.parametrize(
+    "field", ["register_after_stop", "wire_get", "wire_set", "register_before_enable", "guest"]
+)
+def test_each_missing_observation_is_not_run(field: str) -> None:
+    assert replace(GOOD_QUEUE, **{field: None}).line().outcome is Outcome.NOT_RUN
+
+
+def test_loss_inside_the_gap_is_allowed_towards_the_guest() -> None:
+    lines, figures = traffic_lines(
+        report(to_guest=lost((40, 500), (41, 501), (42, 502))), stop_request_ns=500
+    )
+    assert [line.outcome for line in lines] == [Outcome.PASS, Outcome.PASS]
+    assert figures["lost_in_gap"] == 3
+
+
+def test_loss_before_the_stop_was_asked_for_fails() -> None:
+    lines, _ = traffic_lines(report(to_guest=lost((39, 499), (40, 500))), stop_request_ns=500)
+    assert lines[1].outcome is Outcome.FAIL
+    assert lines[1].detail == ("seq 39 lost",)
+
+
+def test_loss_after_the_guest_received_again_fails() -> None:
+    lines, _ = traffic_lines(report(to_guest=lost((40, 500), (41, 501), (43, 503))), stop_request_ns=500)
+    assert lines[1].outcome is Outcome.FAIL
+    assert lines[1].detail == ("seq 43 lost",)
+
+
+def test_any_loss_towards_the_bridge_fails() -> None:
+    lines, _ = traffic_lines(report(from_guest=replace(CLEAN, lost=(40,))), stop_request_ns=500)
+    assert lines[0].outcome is Outcome.FAIL
+
+
+@pytest.mark.parametrize("fault", ["duplicated", "reordered", "corrupted", "foreign"])
+@pytest.mark.parametrize("direction", [0, 1])
+def test_each_kind_of_damage_fails(fault: str, direction: int) -> None:
+    damaged = replace(CLEAN, **{fault: {7: 1} if fault == "duplicated" else 1})
+    given = report(from_guest=damaged) if direction == 0 else report(to_guest=damaged)
+    lines, _ = traffic_lines(given, stop_request_ns=500)
+    assert [line.outcome is Outcome.FAIL for line in lines] == [direction == 0, direction == 1]
+
+
+def test_traffic_that_never_ran_is_not_run() -> None:
+    lines, _ = traffic_lines(report(to_guest=replace(CLEAN, sent=0)), stop_request_ns=500)
+    assert lines[1].outcome is Outcome.NOT_RUN
+
+
+def test_gap_is_the_longest_silence() -> None:
+    assert traffic_lines(report(), stop_request_ns=2_000_000)[1]["gap_ms"] == 50.0
+
+
+def full_round() -> Round:
+    return Round(
+        number=1,
+        compares_ram=True,
+        source_name="A",
+        differing=[],
+        total_pages=10,
+        queues=[GOOD_QUEUE],
+        audit=AuditInterval({1, 2}, {1, 2, 3}),
+        pages_after_first_pass=5,
+        busy={"rx completed": 3},
+        traffic=[Line("traffic", Outcome.PASS, "", "")],
+    )
+
+
+def outcomes(item: Round) -> dict[str, Outcome]:
+    return {line.name.removeprefix("round 1: "): line.outcome for line in item.lines(minimum_pages=5)}
+
+
+def test_a_sound_round_passes_in_every_line() -> None:
+    assert set(outcomes(full_round()).values()) == {Outcome.PASS}
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "name", "outcome"),
+    [
+        ("differing", [3], "guest RAM", Outcome.FAIL),
+        ("differing", None, "guest RAM", Outcome.NOT_RUN),
+        ("queues", [], "ring state", Outcome.NOT_RUN),
+        ("audit", AuditInterval({1, 2}, {2}), "dirty audit", Outcome.FAIL),
+        ("audit", None, "dirty audit", Outcome.NOT_RUN),
+        ("pages_after_first_pass", 4, "load", Outcome.NOT_RUN),
+        ("busy", {"rx completed": 0}, "load", Outcome.NOT_RUN),
+        ("traffic", [], "traffic", Outcome.NOT_RUN),
+        ("violations", ["side A: x"], "violations", Outcome.FAIL),
+    ],
+)
+def test_each_observation_decides_its_own_line(
+    field: str, value: object, name: str, outcome: Outcome
+) -> None:
+    wrong = outcomes(replace(full_round(), **{field: value}))
+    assert wrong[name] is outcome
+    assert {key for key, value in wrong.items() if value is not Outcome.PASS} == {name}
+
+
+def test_bits_of_the_log_become_page_numbers() -> None:
+    assert pages_of_bitmap(bytes([0b1000_0001, 0, 0b10])) == {0, 7, 17}
+
+
+def test_the_last_message_of_a_queue_counts() -> None:
+    log = [
+        {"message": "SET_VRING_BASE", "payload": {"index": 0, "num": 1}},
+        {"message": "SET_VRING_BASE", "payload": {"index": 0, "num": 2}},
+        {"message": "GET_VRING_BASE", "payload": {"index": 0, "num": 3}},
+    ]
+    assert wire_values(log, "SET_VRING_BASE") == {0: 2}

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""QEMU's option strings: what is understood, and how the rest is refused."""
+
+import dataclasses
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vdpa_net.errors import OptionError
+from vdpa_net.options import (
+    LoopbackNetdev,
+    NicDevice,
+    TapNetdev,
+    check_pair,
+    parse_device,
+    parse_netdev,
+    split_options,
+)
+
+SOURCE_NETDEV = "tap,id=hostnet1,script=no,downscript=no,vhost=off"
+SOURCE_DEVICE = (
+    "virtio-net-pci,netdev=hostnet1,id=net1,mac=56:4a:b7:4f:4d:a9,bus=pci.6,addr=0x0,"
+    "iommu_platform=on,ats=on,vdpa=on"
+)
+
+
+def test_the_source_documents_netdev_is_accepted_as_it_stands() -> None:
+    assert parse_netdev(SOURCE_NETDEV) == TapNetdev(id="hostnet1", ifname="tap%d")
+
+
+def test_the_source_documents_device_is_accepted_as_it_stands() -> None:
+    assert parse_device(SOURCE_DEVICE) == NicDevice(
+        netdev="hostnet1",
+        id="net1",
+        mac="56:4a:b7:4f:4d:a9",
+        bus="pci.6",
+        addr="0x0",
+        iommu_platform=True,
+        ats=True,
+        vdpa=True,
+    )
+
+
+def test_defaults_are_qemus() -> None:
+    device = parse_device("virtio-net-pci")
+    assert (device.vdpa, device.iommu_platform, device.ats) == (False, False, False)
+    assert (device.rx_queue_size, device.tx_queue_size, device.host_mtu) == (256, 256, 1500)
+    assert device.mac == "52:54:00:12:34:56"
+
+
+def test_a_key_without_a_value_means_on() -> None:
+    assert parse_device("virtio-net-pci,vdpa").vdpa is True
+
+
+def test_two_commas_are_one_in_the_value() -> None:
+    assert parse_netdev("tap,script=/opt/up,,now").script == "/opt/up,now"  # type: ignore[union-attr]
+
+
+def test_the_last_of_equal_keys_counts() -> None:
+    assert parse_device("virtio-net-pci,ats=on,ats=off").ats is False
+
+
+def test_the_implied_key_may_be_written() -> None:
+    assert parse_netdev("type=loopback,id=a") == LoopbackNetdev(id="a")
+    assert parse_device("driver=virtio-net-pci,id=n").id == "n"
+
+
+@pytest.mark.parametrize("word", ["on", "yes", "true", "y"])
+def test_every_spelling_of_on(word: str) -> None:
+    assert parse_device(f"virtio-net-pci,vdpa={word}").vdpa is True
+
+
+@pytest.mark.parametrize("word", ["off", "no", "false", "n"])
+def test_every_spelling_of_off(word: str) -> None:
+    assert parse_device(f"virtio-net-pci,vdpa=on,vdpa={word}").vdpa is False
+
+
+def test_feature_switches_that_are_off_are_collected() -> None:
+    device = parse_device("virtio-net-pci,csum=off,mrg_rxbuf=off,host_tso4=on,gso=off")
+    assert device.disabled_features == {"csum", "mrg_rxbuf"}
+
+
+def test_sizes_and_vectors_are_numbers() -> None:
+    device = parse_device("virtio-net-pci,rx_queue_size=1024,tx_queue_size=0x100,vectors=4,host_mtu=9000")
+    assert (device.rx_queue_size, device.tx_queue_size) == (1024, 256)
+    assert (device.vectors, device.host_mtu) == (4, 9000)
+
+
+def test_properties_that_ask_for_what_the_device_does_anyway_are_accepted() -> None:
+    asked = "virtio-net-pci,disable-legacy=on,disable-modern=off,packed=off,mq=off,romfile="
+    assert parse_device(asked) == NicDevice()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("tap,ifnam=vt0", ["tap", "'ifnam'", "did you mean 'ifname'?"]),
+        ("tap,vhost=on", ["vhost=on", "no page would be logged"]),
+        ("tap,vhost=maybe", ["vhost=maybe", "expected on or off"]),
+        ("tap,queues=2", ["queues=2", "more than one queue pair", "not supported yet"]),
+        ("tap,fd=3", ["fd=3", "ifname="]),
+        ("tab,id=a", ["'tab'", "did you mean 'tap'?"]),
+        ("user,id=a", ["'user'", "expected tap or loopback"]),
+        ("loopback,depth=0", ["depth=0", "from 1 to 65536"]),
+        ("", ["does not begin with a name"]),
+        ("tap,", ["empty property name"]),
+        ("tap,=x", ["empty property name"]),
+        ('{"type":"tap"}', ["JSON", "not supported yet"]),
+    ],
+)
+def test_a_bad_netdev_is_refused_by_name(text: str, words: list[str]) -> None:
+    with pytest.raises(OptionError) as caught:
+        parse_netdev(text)
+    assert "--netdev" in str(caught.value)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("e1000,netdev=a", ["'e1000'", "expected virtio-net-pci"]),
+        ("virtio-net-pci,vpda=on", ["'vpda'", "did you mean 'vdpa'?"]),
+        ("virtio-net-pci,bogus=1", ["unknown property 'bogus'"]),
+        ("virtio-net-pci,packed=on", ["packed=on", "not supported yet"]),
+        ("virtio-net-pci,mq=on", ["mq=on", "not supported yet"]),
+        ("virtio-net-pci,disable-modern=on", ["disable-modern=on", "modern"]),
+        ("virtio-net-pci,disable-legacy=off", ["disable-legacy=off", "modern"]),
+        ("virtio-net-pci,gso=on", ["gso=on", "legacy"]),
+        ("virtio-net-pci,romfile=efi.rom", ["romfile=efi.rom", "no ROM BAR"]),
+        ("virtio-net-pci,mac=52:54:00:12:34", ["mac=52:54:00:12:34", "six octets"]),
+        ("virtio-net-pci,mac=53:54:00:12:34:56", ["mac=53:54:00:12:34:56", "multicast"]),
+        ("virtio-net-pci,rx_queue_size=100", ["rx_queue_size=100", "power of two"]),
+        ("virtio-net-pci,tx_queue_size=65536", ["tx_queue_size=65536", "32768"]),
+        ("virtio-net-pci,host_mtu=67", ["host_mtu=67", "from 68 to 65535"]),
+        ("virtio-net-pci,vectors=many", ["vectors=many", "a number"]),
+        ("virtio-net-pci,ats=enabled", ["ats=enabled", "expected on or off"]),
+    ],
+)
+def test_a_bad_device_is_refused_by_name(text: str, words: list[str]) -> None:
+    with pytest.raises(OptionError) as caught:
+        parse_device(text)
+    assert "--device" in str(caught.value)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_a_device_that_names_another_netdev_is_refused() -> None:
+    with pytest.raises(OptionError, match=r"netdev=hostnet2 .*id=hostnet1"):
+        check_pair(parse_netdev(SOURCE_NETDEV), parse_device("virtio-net-pci,netdev=hostnet2"))
+
+
+def test_a_device_that_names_its_netdev_or_none_is_accepted() -> None:
+    netdev = parse_netdev(SOURCE_NETDEV)
+    check_pair(netdev, parse_device(SOURCE_DEVICE))
+    check_pair(netdev, parse_device("virtio-net-pci"))
+
+
+NAMES = st.text(st.characters(codec="ascii", exclude_characters=",=\0", min_codepoint=33), min_size=1)
+VALUES = st.text(st.characters(codec="ascii", exclude_characters="\0", min_codepoint=32))
+
+
+@given(st.dictionaries(NAMES, VALUES))
+def test_any_value_survives_the_escape(pairs: dict[str, str]) -> None:
+    text = "tap" + "".join(f",{key}={value.replace(',', ',,')}" for key, value in pairs.items())
+    assert split_options("--netdev", text, "type") == ("tap", pairs)
+
+
+@given(st.text())
+def test_no_text_raises_anything_but_an_option_error(text: str) -> None:
+    for parse in (parse_netdev, parse_device):
+        try:
+            assert dataclasses.is_dataclass(parse(text))
+        except OptionError:
+            continue
+
+
+@given(st.text())
+def test_no_property_raises_anything_but_an_option_error(text: str) -> None:
+    for beginning in (
+        "tap,",
+        "loopback,",
+        "virtio-net-pci,",
+        "virtio-net-pci,mac=",
+        "virtio-net-pci,vectors=",
+    ):
+        try:
+            (parse_device if beginning.startswith("virtio") else parse_netdev)(beginning + text)
+        except OptionError:
+            continue
