@@ -39,7 +39,7 @@ class DeviceRequest:
     faults: tuple[Fault, ...] = ()
 
     def __post_init__(self) -> None:
-        pass
+        check_pair(self.netdev, self.device)
 
 
 def serve_device(request: DeviceRequest, socket: Path, control: Path | None) -> None:
@@ -205,8 +205,12 @@ def _build_driver(stack: contextlib.ExitStack, handle: DeviceHandle, vhost_socke
     from vdpa_net.transport.vhost_user.server import VhostUserServer  # noqa: PLC0415
 
     driver = VdpaDriver(handle)
-    server = stack.enter_context(VhostUserServer(vhost_socket, VhostBackend(driver)))
+    server = stack.enter_context(VhostUserServer(vhost_socket, VhostBackend(driver), on_error=_say_error))
     return {"evidence": driver.evidence, "wire_log": server.wire_log}
+
+
+def _say_error(error: BaseException) -> None:
+    _say(f"refused: {error}")
 
 
 def _offer_control(stack: contextlib.ExitStack, path: Path | None, methods: Methods) -> None:

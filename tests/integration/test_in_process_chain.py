@@ -78,7 +78,9 @@ def test_control_queue_acknowledges_what_it_knows_and_refuses_the_rest(driver: G
     driver.start()
     promiscuous = (virtio_net.CTRL_RX, virtio_net.CTRL_RX_PROMISC)
     assert driver.control(*promiscuous, b"\1") == virtio_net.CTRL_OK
-    assert driver.control(virtio_net.CTRL_MAC, virtio_net.CTRL_MAC_ADDR_SET, bytes(6)) in (0, 1)
+    address = bytes.fromhex("5254000000aa")
+    assert driver.control(virtio_net.CTRL_MAC, virtio_net.CTRL_MAC_ADDR_SET, address) == virtio_net.CTRL_OK
+    assert driver.read_device_config(virtio_net.DEVICE_CFG["mac"].offset, 6) == address
     assert driver.control(0x77, 0, b"") == virtio_net.CTRL_ERR
 
 
@@ -88,7 +90,7 @@ def test_stopped_queue_resumes_where_it_stood(driver: GuestDriver) -> None:
     driver.send([mint.frame(0, 500)])
     assert driver.receive(1) == [mint.frame(0, 500)]
     states = driver.stop_queues((TX, RX))
-    assert states == {RX: (1, 1), TX: (1, 1)} or states[RX][0] == states[RX][1]
+    assert states == {RX: (1, 1), TX: (1, 1)}
     driver.queues.transmit(mint.frame(1, 500))
     driver.publish()
     assert driver.ring_state(TX) == (1, 1)

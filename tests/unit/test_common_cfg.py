@@ -255,6 +255,19 @@ def test_cancelled_announcer_sends_nothing_more() -> None:
     assert len(sent[0]) == 60
 
 
+def test_announcer_that_was_cancelled_while_it_woke_up_sends_nothing() -> None:
+    sent: list[bytes] = []
+    announcer = Announcer(sent.append, lambda _count, _error: None, schedule_ms=(0,))
+    with announcer._lock:
+        announcer._cancel = threading.Event()
+        thread = threading.Thread(target=announcer._run, args=(b"frame", announcer._cancel))
+        thread.start()
+        announcer._cancel.set()
+    thread.join(DEADLINE_SECONDS)
+    assert not thread.is_alive()
+    assert sent == []
+
+
 def test_announcer_repeats_on_its_schedule_and_reports_errors() -> None:
     reports: list[tuple[int, str]] = []
     done = threading.Event()

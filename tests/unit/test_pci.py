@@ -8,7 +8,11 @@ from collections.abc import Iterator
 import pytest
 from fake_dataplane import FakeRig
 
+from vdpa_net.device.function import Bar
+from vdpa_net.device.registers import RegisterBlock, Storage
 from vdpa_net.errors import AccessError
+from vdpa_net.migration.violations import ViolationLog
+from vdpa_net.wire.layout import Register, RegisterMap
 
 CONFIG = 7
 CAPABILITY_IDS = {0x10: "pcie", 0x11: "msix", 0x09: "vendor"}
@@ -188,3 +192,16 @@ def test_without_vdpa_the_bar_ends_behind_the_doorbells() -> None:
         assert info.size == 0x4000
     finally:
         rig.close()
+
+
+def test_gaps_between_windows_of_a_bar_read_zero_and_record_writes() -> None:
+    table = RegisterMap("block", (Register("all", 0, 8, reset=0x1122334455667788),))
+    violations = ViolationLog()
+    bar = Bar("bar0", 0x40, violations)
+    for offset in (0x8, 0x18):
+        bar.add(offset, 8, RegisterBlock(table, Storage(table), violations))
+    block = (0x1122334455667788).to_bytes(8, "little")
+    assert bar.read(0, 0x40) == (bytes(8) + block) * 2 + bytes(0x20)
+    bar.write(0x14, bytes(8))
+    assert bar.read(0x18, 8) == bytes(4) + block[4:]
+    assert [(entry.where, entry.what) for entry in violations.entries] == [("bar0", "no_register")]

@@ -115,8 +115,7 @@ class CommonCfg:
         self._violations.record("common_cfg", what, value, clause, detail)
 
     def _feature_word(self, features: int, select: str) -> int:
-        selected = self._values[select]
-        return features >> 32 * selected & _WORD if selected <= 1 else 0
+        return features >> 32 * self._values[select] & _WORD
 
     def _load_queue(self, name: str) -> int:
         queue = self._selected()

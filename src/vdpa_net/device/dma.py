@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import bisect
 import errno
+import threading
 from typing import TYPE_CHECKING, Final
 
 from vdpa_net.errors import DmaError
@@ -20,10 +21,14 @@ NOT_SHARED: Final = (
 
 
 class DmaMaps:
-    """The client's maps: those with a file go to the DMA space, the others are remembered for messages."""
+    """The client's maps: those with a file go to the DMA space, the others are remembered for messages.
+
+    The caller holds the device's lock, except for `hint`, which any thread may ask.
+    """
 
     def __init__(self, space: DmaSpace) -> None:
         self._space = space
+        self._lock = threading.Lock()
         self._starts: list[int] = []
         self._ends: dict[int, int] = {}
         self.count = 0
@@ -45,8 +50,9 @@ class DmaMaps:
     def unmap(self, iova: int, size: int) -> None:
         """Remove exactly one map; on return nothing touches it. Raises DmaError."""
         if self._ends.get(iova) == iova + size:
-            del self._ends[iova]
-            self._starts.remove(iova)
+            with self._lock:
+                del self._ends[iova]
+                self._starts.remove(iova)
         else:
             self._space.unmap(iova, size)
         self.count -= 1
@@ -54,8 +60,9 @@ class DmaMaps:
     def unmap_all(self) -> int:
         """Remove all maps; returns how many there were."""
         without_fd = len(self._starts)
-        self._starts.clear()
-        self._ends.clear()
+        with self._lock:
+            self._starts.clear()
+            self._ends.clear()
         self.count = 0
         return self._space.unmap_all() + without_fd
 
@@ -64,8 +71,9 @@ class DmaMaps:
         return NOT_SHARED if self._overlaps(address, address + 1) else ""
 
     def _overlaps(self, start: int, end: int) -> bool:
-        index = bisect.bisect_left(self._starts, end)
-        return index > 0 and self._ends[self._starts[index - 1]] > start
+        with self._lock:
+            index = bisect.bisect_left(self._starts, end)
+            return index > 0 and self._ends[self._starts[index - 1]] > start
 
     def _remember(self, iova: int, size: int) -> None:
         if size <= 0 or iova < 0 or iova + size > 1 << 64:
@@ -78,5 +86,6 @@ class DmaMaps:
             raise DmaError(
                 f"more than {MAX_RANGES_WITHOUT_FD} maps without a file descriptor", errno=errno.ENOSPC
             )
-        bisect.insort(self._starts, iova)
-        self._ends[iova] = iova + size
+        with self._lock:
+            bisect.insort(self._starts, iova)
+            self._ends[iova] = iova + size

@@ -85,6 +85,7 @@ class VhostBackend:
         self._features = 0
         self._status = 0
         self._log: LogArea | None = None
+        self._backend_req: int | None = None
         self.rarp_requests: list[str] = []
 
     # --- features and status -------------------------------------------------------------------------
@@ -250,7 +251,9 @@ class VhostBackend:
         self.rarp_requests.append(mac.hex(":"))
 
     def set_backend_req_fd(self, fd: int) -> None:
-        """Accepted: this back end has nothing to ask of the front end."""
+        """Keep the channel: this back end asks nothing, but QEMU takes its end for the end of the back end."""
+        before, self._backend_req = self._backend_req, os.dup(fd)
+        _close(before)
 
     def reset_owner(self) -> None:
         """Disable all rings ("VHOST_USER_RESET_OWNER")."""
@@ -269,6 +272,8 @@ class VhostBackend:
             self._vrings = [Vring(vring.index) for vring in self._vrings]
             self._memory.clear()
             self._features = self._status = 0
+            _close(self._backend_req)
+            self._backend_req = None
             if self._log is not None:
                 self._log.close()
                 self._log = None

@@ -29,7 +29,10 @@ BOOT_SECONDS = 120
 
 @dataclass(frozen=True)
 class TopologyOptions:
-    """What the topology is made of. `faults` go to side A, where the guest boots."""
+    """What the topology is made of. `faults` go to side A, where the guest boots.
+
+    Without `msix` the guest's NIC has an INTx pin only, which is no matter to the vdpa device behind it.
+    """
 
     qemu: Program
     guest: Guest
@@ -39,6 +42,7 @@ class TopologyOptions:
     directory: Path
     faults: tuple[str, ...] = ()
     seed: int = 0
+    msix: bool = True
 
 
 class HostedGuest:
@@ -58,7 +62,7 @@ class HostedGuest:
             memory_mib=options.memory_mib,
             memory_path=self.ram.path,
             pass_fds=(self.ram.fd,),
-            arguments=_network_arguments(side.vhost_socket),
+            arguments=_network_arguments(side.vhost_socket, msix=options.msix),
             incoming="defer" if incoming else None,
             paused=incoming,
         )
@@ -143,16 +147,16 @@ class FlatTopology:
         self._stack.close()
 
 
-def _network_arguments(vhost_socket: Path) -> tuple[str, ...]:
+def _network_arguments(vhost_socket: Path, *, msix: bool) -> tuple[str, ...]:
+    nic = f"virtio-net-pci,netdev=net0,mac={GUEST_MAC},romfile="
     return (
         *("-chardev", f"socket,id=vhost0,path={vhost_socket}"),
         *("-netdev", "vhost-user,id=net0,chardev=vhost0,queues=1"),
         # Without its option ROM the firmware does not try to boot from the network.
-        *("-device", f"virtio-net-pci,netdev=net0,mac={GUEST_MAC},romfile="),
+        *("-device", nic if msix else f"{nic},vectors=0"),
     )
 
 
 def _kernel_command_line(guest: Guest) -> str:
-    agent = f"traffic,--bind,0.0.0.0:{DEFAULT_PORT},--peer,{LAB_ADDRESS}:{DEFAULT_PORT}"
     address = f"{GUEST_ADDRESS}/{PREFIX_LENGTH}"
-    return guest.append("traffic", address=address, peer=LAB_ADDRESS, peer_mac=LAB_MAC, agent=agent)
+    return guest.append("traffic", address=address, peer=LAB_ADDRESS, peer_mac=LAB_MAC, port=DEFAULT_PORT)

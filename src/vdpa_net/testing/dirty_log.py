@@ -104,4 +104,5 @@ def _atomic_clear_bit(address: int, bit: int) -> None:
         raise OSError(number, f"futex: {os.strerror(number)}")
 
 
-_LIBC = ctypes.CDLL(None, use_errno=True)
+# PyDLL keeps the GIL: given up for each bit, it would have to be won back from other threads each time.
+_LIBC = ctypes.PyDLL(None, use_errno=True)

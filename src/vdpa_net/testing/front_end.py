@@ -127,6 +127,7 @@ class VhostFrontEnd:
         self.log: DirtyLog | None = None
         self.sent: list[Request] = []
         self._wanted = features
+        self._slots: list[bytes] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(timeout_s)
         self._backend_requests: tuple[socket.socket, socket.socket] | None = None
@@ -159,7 +160,10 @@ class VhostFrontEnd:
         self.request(Request.SET_OWNER)
 
     def share_memory(self) -> None:
-        """Hand over the guest's memory, at user addresses that differ from its guest addresses."""
+        """Hand over the guest's memory, at user addresses that differ from its guest addresses.
+
+        With memory slots only what the back end does not have yet is sent, as QEMU does.
+        """
         regions = [
             _REGION.pack(
                 region.gpa, region.size_bytes, _USER_ADDRESS_BASE + region.file_offset, region.file_offset
@@ -168,7 +172,9 @@ class VhostFrontEnd:
         ]
         if self.manners.memory_slots and self.protocol_features & PROTOCOL_MEM_SLOTS:
             for region in regions:
-                self.request(Request.ADD_MEM_REG, bytes(8) + region, [self.memory.fd])
+                if region not in self._slots:
+                    self.request(Request.ADD_MEM_REG, bytes(8) + region, [self.memory.fd])
+                    self._slots.append(region)
         else:
             table = struct.pack("<II", len(regions), 0) + b"".join(regions)
             self.request(Request.SET_MEM_TABLE, table, [self.memory.fd] * len(regions))

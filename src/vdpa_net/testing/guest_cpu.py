@@ -23,6 +23,7 @@ _WINDOW_FRAMES = 24
 _POSTED_BUFFERS = 100
 _BATCH_FRAMES = 8
 _POLL_MS = 20
+_BREATH_S = 0.0001
 
 
 @dataclass
@@ -140,6 +141,10 @@ class GuestCpu:
         try:
             while True:
                 progress = self._step(self._wires)
+                if progress:
+                    # A thread that gives up the GIL for short system calls only wins it back before a waiting
+                    # thread has woken up. A pause of this length lets the others of this process have it.
+                    time.sleep(_BREATH_S)
                 events = poll.poll(0 if progress else _POLL_MS)
                 if any(fd == self._pause for fd, _ in events):
                     return

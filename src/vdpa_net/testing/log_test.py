@@ -53,6 +53,7 @@ _HIGH_BYTES = 4 << 20
 _LAYOUT = ((0, _LOW_BYTES), (_HIGH_BASE, _HIGH_BYTES))
 _LOG_OFFSET_BYTES = 3 * 4096
 _RING_SIZE = 256
+_MAC = "52:54:00:00:00:01"
 _FRAMES_BEFORE = 100
 _FRAMES_PER_PASS = 250
 _PASSES = 6
@@ -80,8 +81,16 @@ class Observations:
 class LogTest:
     """One migration. `run` does it; `verdict` judges it."""
 
-    def __init__(self, seed: int, faults: Sequence[str], manners: Manners | None = None) -> None:
+    def __init__(
+        self,
+        seed: int,
+        faults: Sequence[str],
+        manners: Manners | None = None,
+        *,
+        over_vfio_user: bool = False,
+    ) -> None:
         """Raises OptionError for a fault that does not exist."""
+        self._over_vfio_user = over_vfio_user
         self.seed = seed
         self.faults = [parse_fault(text, seed=seed) for text in faults]
         self.seen = Observations()
@@ -104,8 +113,10 @@ class LogTest:
     def _set_up(self, directory: Path) -> None:
         enter = self._stack.enter_context
         self.memory_a, self.memory_b = (enter(GuestMemory(_LAYOUT)) for _ in range(2))
-        self.source = enter(VhostSide(directory / "source.vhost", "52:54:00:00:00:01", self.faults))
-        self.destination = enter(VhostSide(directory / "destination.vhost", "52:54:00:00:00:01"))
+        self.source, self.destination = (
+            enter(VhostSide(directory / f"{name}.vhost", _MAC, faults, over_vfio_user=self._over_vfio_user))
+            for name, faults in (("source", self.faults), ("destination", []))
+        )
         # Both indices wrap in the course of the test.
         rings = [
             SplitRing.allocate(self.memory_a, _RING_SIZE, first_index=0xFFC0 + self.seed % 32, region=1)

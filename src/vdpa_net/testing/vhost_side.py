@@ -11,17 +11,25 @@ from typing import Any, Self
 
 from vdpa_net.backend.loopback import Loopback
 from vdpa_net.device.net_device import NetDevice
+from vdpa_net.driver.handle import DeviceHandle
 from vdpa_net.driver.in_process import InProcessHandle
 from vdpa_net.driver.vdpa_driver import VdpaDriver
+from vdpa_net.driver.vfio_user import VfioUserHandle
 from vdpa_net.driver.vhost_backend import VhostBackend
 from vdpa_net.migration.faults import Fault
+from vdpa_net.transport.vfio_user.server import VfioUserServer
 from vdpa_net.transport.vhost_user.server import VhostUserServer
 
 
 class VhostSide:
-    """Listens at `path` until it is closed. The faults are the device's."""
+    """Listens at `path` until it is closed. The faults are the device's.
 
-    def __init__(self, path: Path, mac: str, faults: Sequence[Fault] = ()) -> None:
+    With `over_vfio_user` the driver reaches its device through a vfio-user socket beside `path`.
+    """
+
+    def __init__(
+        self, path: Path, mac: str, faults: Sequence[Fault] = (), *, over_vfio_user: bool = False
+    ) -> None:
         self.path = path
         self._stack = ExitStack()
         with self._stack as building:
@@ -31,7 +39,11 @@ class VhostSide:
             building.callback(self.device.close)
             for fault in faults:
                 self.device.install_fault(fault)
-            handle = InProcessHandle(self.device)
+            handle: DeviceHandle = InProcessHandle(self.device)
+            if over_vfio_user:
+                socket = path.with_suffix(".vfio-user")
+                building.callback(VfioUserServer(socket, self.device).stop)
+                handle = VfioUserHandle(socket)
             building.callback(handle.close)
             self.driver = VdpaDriver(handle)
             self.server = VhostUserServer(path, VhostBackend(self.driver))
