@@ -51,24 +51,21 @@ class DeviceAudit:
         with self._lock:
             return len(self._running().checkpoint())
 
-    def written_since(self) -> int:
-        """Pages written since the last checkpoint. Raises StateError if no audit runs."""
+    def written_since(self, below_page: int | None = None) -> int:
+        """Pages written since the last checkpoint (those below a page number). Raises StateError if no audit
+        runs."""
         with self._lock:
-            return len(self._running().since_checkpoint())
+            pages = self._running().since_checkpoint()
+            return len(pages) if below_page is None else sum(page < below_page for page in pages)
 
     def result(self) -> dict[str, object]:
-        """`written` (page numbers, ascending), `since_checkpoint` (how many of them since the last one) and
-        `marked` (hexadecimal bitmap, bit p % 8 of byte p // 8).
+        """`written` (page numbers, ascending) and `marked` (hexadecimal bitmap, bit p % 8 of byte p // 8).
 
         Raises StateError if no audit runs, with the reason.
         """
         with self._lock:
-            audit = self._running()
-            return {
-                "written": sorted(audit.written_pages()),
-                "since_checkpoint": len(audit.since_checkpoint()),
-                "marked": self._space.marked_pages().hex(),
-            }
+            written = sorted(self._running().written_pages())
+            return {"written": written, "marked": self._space.marked_pages().hex()}
 
     def close(self) -> None:
         """End the audit."""

@@ -303,11 +303,12 @@ class TrafficEndpoint:
         packet = pack_datagram(
             Kind.DATA, self._run_id, sequence, now_ns, body, summary=self._reception.summary()
         )
-        self._sent_ns.append(now_ns)
         try:
             self._data.sendto(packet, self._data_peer)
         except OSError:
             self._send_errors += 1
+        # When it is in the receiver's queue for certain: what was sent before a stop has to arrive.
+        self._sent_ns.append(time.monotonic_ns())
 
     def _receive(self) -> None:
         offset_ns = time.monotonic_ns() - time.time_ns()

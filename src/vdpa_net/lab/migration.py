@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vdpa_net.errors import LabError, OptionError
-from vdpa_net.lab import accelerator, guest, image
+from vdpa_net.lab import accelerator, guest, image, quirks
 from vdpa_net.lab.endpoint import TrafficEndpoint
 from vdpa_net.lab.network import GUEST_ADDRESS, LAB_ADDRESS, enter_private_network
 from vdpa_net.lab.observe import Round
@@ -28,9 +28,8 @@ from vdpa_net.migration.faults import parse_fault
 from vdpa_net.migration.verdict import Line, Outcome, Verdict
 
 TRANSPORTS = ("in-process", "vfio-user")
-MINIMUM_PAGES = 100
+MINIMUM_PAGES = 64
 SCHEMA = 1
-MSIX_UNDER_TCG_SINCE = (8, 0, 0)
 
 
 @dataclass(frozen=True)
@@ -156,9 +155,8 @@ class _Migration:
             self._directory,
             faults=options.faults,
             seed=options.seed,
-            # Under TCG, QEMU 7.2 follows a null pointer when vhost-user meets MSI-X (it takes interrupt routes
-            # of KVM for granted); 11.1 does not.
-            msix=accel != "tcg" or number >= MSIX_UNDER_TCG_SINCE,
+            msix=not quirks.crashes_with_msix(number, accel),
+            one_pass=quirks.loses_writes_after_second_pass(number, accel),
         )
 
     def _run_rounds(self, topology: FlatTopology, endpoint: TrafficEndpoint) -> None:

@@ -127,7 +127,11 @@ class Round:
     def _ram(self) -> Line:
         if self.differing is None:
             return _not_run("guest RAM", "not compared")
-        return check_ram(self.differing, self.total_pages)
+        line = check_ram(self.differing, self.total_pages)
+        if not self.differing or self.audit is None:
+            return line
+        by_device = len(set(self.differing) & self.audit.written)
+        return replace(line, measured=f"{line.measured}, {by_device} of them written by the device")
 
     def _audit(self) -> Line:
         if self.audit is None:
@@ -139,8 +143,8 @@ def traffic_lines(report: TrafficReport, stop_request_ns: int) -> tuple[list[Lin
     """The two directions' lines, and the gap.
 
     Towards the bridge nothing may be lost. Towards the guest packets may be lost that were sent inside the
-    gap: from the moment at which the source's QEMU asked for the stop of the receive queue (what was sent
-    before is in the tap, and the stop delivers it) up to the first packet that the guest received after them.
+    gap: from the moment at which the source's driver begins to stop the receive queue (what was sent before
+    is in the tap, and the stop delivers it) up to the first packet that the guest received after them.
 
     `gap_ms` is the longest time without a packet from the guest around that moment, as seen on the bridge.
     """

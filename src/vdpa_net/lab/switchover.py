@@ -4,20 +4,18 @@
 There are two kinds of round. One keeps both machines still at the switch-over and compares their RAM; its
 own pause lies in the gap, so it does not time it. The other lets the destination go on at once and times the
 gap.
-
-When the switch-over happens is the lab's decision, not chance's: the migration may not converge
-(downtime-limit 0) until the device has written enough pages after the first pass; then the limit is raised.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vdpa_net.errors import LabError, PeerError, StateError, VdpaNetError
+from vdpa_net.errors import LabError, StateError, VdpaNetError
 from vdpa_net.lab.endpoint import TrafficEndpoint
 from vdpa_net.lab.observe import (
     RING_NAMES,
@@ -29,8 +27,8 @@ from vdpa_net.lab.observe import (
     traffic_lines,
     wire_values,
 )
+from vdpa_net.lab.precopy import Load, Precopy, is_final
 from vdpa_net.lab.progress import ProgressCallback
-from vdpa_net.lab.qmp import Event
 from vdpa_net.lab.ram import GuestRam
 from vdpa_net.lab.topology import FlatTopology, HostedGuest
 from vdpa_net.migration.checks import PAGE_BYTES, AuditInterval, differing_pages
@@ -39,8 +37,6 @@ PHASE_SECONDS = 120
 GUEST_PROGRESS_SECONDS = 30
 TRAFFIC_SECONDS = 60
 WARM_UP_DATAGRAMS = 200
-BANDWIDTH_BYTES_PER_S = 1 << 30
-DOWNTIME_LIMIT_MS = 300
 SAMPLE_SECONDS = 0.05
 
 
@@ -70,6 +66,7 @@ class RoundRunner:
         self._options = options
         self._progress = progress
         self._round = Round(options.number, options.compares_ram, source.side.name)
+        self._load = Load()
         self._violations_before: dict[str, int] = {}
         self._destination: HostedGuest | None = None
 
@@ -88,6 +85,7 @@ class RoundRunner:
         self._observe_guest()
         self._observe_traffic()
         self._observe_sides()
+        self._keep_evidence()
         return self._round
 
     def _say(self, what: str, fraction: float | None = None) -> None:
@@ -98,55 +96,32 @@ class RoundRunner:
         source, destination = self._source.machine, self.arrived().machine
         socket = Path(self._topology.options.directory) / f"migration-{self._options.number}"
         uri = f"unix:{socket}"
-        start = source.session.position
         for machine in (source, destination):
             machine.qmp("migrate-set-capabilities", {"capabilities": [_on("events")]})
         destination.qmp("migrate-incoming", {"uri": uri})
-        source.qmp("migrate-set-parameters", _parameters(0))
+        precopy = Precopy(
+            self._source,
+            self._options.minimum_pages,
+            one_pass=self._topology.options.one_pass,
+            say=self._say,
+        )
+        precopy.prepare()
         self._source.side.device("audit_arm")
         if not self._options.compares_ram:
             # The destination goes on by itself as soon as it has everything.
             destination.qmp("cont")
-        self._say("first pass")
         source.qmp("migrate", {"uri": uri})
-        # Pass 2 begins when the first one is complete.
-        source.wait_event("MIGRATION_PASS", PHASE_SECONDS, start=start, where=lambda e: e.data["pass"] >= 2)
-        self._wait_for_load()
-        self._allow_switchover(start)
-
-    def _wait_for_load(self) -> None:
-        """Return when the device has written enough pages after the first pass, or does not any more."""
-        device = self._source.side.device
-        wanted = self._options.minimum_pages
-        try:
-            device("audit_checkpoint")
-            deadline = time.monotonic() + PHASE_SECONDS
-            while time.monotonic() < deadline:
-                written = int(device("audit_written_since"))
-                self._round.pages_after_first_pass = written
-                self._say(f"pre-copy, the device wrote {written} of {wanted} pages", min(1, written / wanted))
-                if written >= wanted:
-                    return
-                # The number of written pages is a sample, nobody announces it.
-                time.sleep(SAMPLE_SECONDS)
-        except PeerError as error:
-            self._round.audit_problem = str(error)
-
-    def _allow_switchover(self, start: int) -> None:
+        self._load = precopy.hold()
         before = self._source.side.device("inspect")["queues"]
-        self._say("switch-over")
-        self._source.machine.qmp("migrate-set-parameters", _parameters(DOWNTIME_LIMIT_MS))
-        ended = self._source.machine.wait_event("MIGRATION", PHASE_SECONDS, start=start, where=_is_final)
+        ended = precopy.release()
+        info = source.qmp("query-migrate")
         if ended.data["status"] != "completed":
-            info = self._source.machine.qmp("query-migrate")
             raise LabError(f"the migration {ended.data['status']}: {info.get('error-desc', info)}")
-        info = self._source.machine.qmp("query-migrate")
-        ram = info["ram"]
         self._round.figures |= {
             "downtime_ms": info.get("downtime"),
             "total_time_ms": info.get("total-time"),
-            "passes": ram.get("dirty-sync-count"),
-            "transferred_bytes": ram.get("transferred"),
+            "passes": info["ram"].get("dirty-sync-count"),
+            "transferred_bytes": info["ram"].get("transferred"),
         }
         self._round.busy = self._completed_since(before)
 
@@ -168,7 +143,7 @@ class RoundRunner:
         source, destination = self._source, self.arrived()
         self._observe_queues_at_source()
         if self._options.compares_ram:
-            destination.machine.wait_event("MIGRATION", PHASE_SECONDS, where=_is_final)
+            destination.machine.wait_event("MIGRATION", PHASE_SECONDS, where=is_final)
             self._say("comparing RAM")
             self._round.differing = _compare(source.ram, destination.ram)
             self._round.total_pages = source.ram.size_bytes // PAGE_BYTES
@@ -231,11 +206,11 @@ class RoundRunner:
             self._round.traffic_problem = str(error)
             return
         self._round.figures["traffic"] = report.to_json()
-        stop_request_ns = _stop_request_ns(self._source.side.driver("wire_log"))
-        if stop_request_ns is None:
-            self._round.traffic_problem = "the source's QEMU did not ask for a stop of the receive queue"
+        record = _evidence_of(self._source.side.driver("evidence")["queues"], 0)
+        if record.get("stop_requested_ns") is None:
+            self._round.traffic_problem = "the source's driver did not stop the receive queue"
             return
-        lines, figures = traffic_lines(report, stop_request_ns)
+        lines, figures = traffic_lines(report, int(record["stop_requested_ns"]))
         self._round.traffic = lines
         self._round.figures |= figures
 
@@ -244,15 +219,27 @@ class RoundRunner:
             audit = self._source.side.device("audit_result")
             marked = pages_of_bitmap(bytes.fromhex(audit["marked"]))
             self._round.audit = AuditInterval(frozenset(audit["written"]), frozenset(marked))
-            self._round.pages_after_first_pass = int(audit["since_checkpoint"])
+            self._round.pages_after_first_pass = self._load.pages
         except VdpaNetError as error:
-            self._round.audit_problem = str(error)
+            self._round.audit_problem = self._load.problem or str(error)
         for side in self._topology.sides:
             snapshot = side.device("inspect")
             new = snapshot["violation_count"] - self._violations_before[side.name]
             recent = snapshot["violations"][-new:] if new else []
             self._round.violations += [f"side {side.name}: {entry}" for entry in recent]
             self._round.faults_fired |= snapshot["faults"]
+
+    def _keep_evidence(self) -> None:
+        """What both sides know, in the lab's directory."""
+        for side in self._topology.sides:
+            known = {
+                "inspect": side.device("inspect"),
+                "events": side.device("events"),
+                "evidence": side.driver("evidence"),
+                "wire_log": side.driver("wire_log"),
+            }
+            path = self._topology.options.directory / f"round-{self._options.number}-{side.name}.json"
+            path.write_text(json.dumps(known, indent=1) + "\n")
 
     def _violation_count(self, name: str) -> int:
         side = next(side for side in self._topology.sides if side.name == name)
@@ -269,32 +256,11 @@ def _on(capability: str) -> dict[str, object]:
     return {"capability": capability, "state": True}
 
 
-def _parameters(downtime_limit_ms: int) -> dict[str, int]:
-    return {"max-bandwidth": BANDWIDTH_BYTES_PER_S, "downtime-limit": downtime_limit_ms}
-
-
-def _is_final(event: Event) -> bool:
-    return event.data["status"] in ("completed", "failed", "cancelled")
-
-
 def _evidence_of(queues: Any, queue: int) -> Mapping[str, Any]:
     """The driver's record of a queue, empty if it has none."""
     if isinstance(queues, Mapping):
         return dict(queues.get(str(queue), {}))
     return next((dict(record) for record in queues if record.get("queue") == queue), {})
-
-
-def _stop_request_ns(log: list[dict[str, Any]]) -> int | None:
-    """When the front end last asked for the stop of the receive queue (CLOCK_MONOTONIC)."""
-    times: list[int] = []
-    for entry in log:
-        payload = entry["payload"] or {}
-        disables = entry["message"] == "SET_VRING_ENABLE" and payload.get("num") == 0
-        if payload.get("index") == 0 and (disables or entry["message"] == "GET_VRING_BASE"):
-            times.append(int(entry["monotonic_ns"]))
-        elif payload.get("index") == 0 and entry["message"] == "SET_VRING_BASE":
-            times.clear()
-    return times[0] if times else None
 
 
 def _compare(source: GuestRam, destination: GuestRam) -> list[int]:

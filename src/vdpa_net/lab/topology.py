@@ -32,6 +32,7 @@ class TopologyOptions:
     """What the topology is made of. `faults` go to side A, where the guest boots.
 
     Without `msix` the guest's NIC has an INTx pin only, which is no matter to the vdpa device behind it.
+    `one_pass` is how pre-copy is held (see `precopy`).
     """
 
     qemu: Program
@@ -43,6 +44,7 @@ class TopologyOptions:
     faults: tuple[str, ...] = ()
     seed: int = 0
     msix: bool = True
+    one_pass: bool = False
 
 
 class HostedGuest:
