@@ -60,13 +60,18 @@ class DmaSpace:
         """Return when every mark of every earlier write has been made."""
 
     def set_mark_fault(self, rate: float, seed: int) -> None:
-        """Fault: drop this share (0..1) of marks, counted as `marks_dropped_by_fault`."""
+        """Fault: never mark this share (0..1) of the pages, which the seed decides; each mark that is dropped
+        counts as `marks_dropped_by_fault`."""
 
     def record_marks(self, on: bool) -> None:
         """Keep a copy of every bit set in a log from the next start on (survives a change of log)."""
 
     def marked_pages(self) -> bytes:
         """That copy: bit p % 8 of byte p // 8 is page p."""
+
+    def take_marked_pages(self, look: Callable[[], object]) -> bytes:
+        """The copy since it was last taken; it begins anew. `look` is called at that moment, between two
+        batches: the data plane stands still meanwhile, so it must be short and must not touch the device."""
 
     def log_counters(self) -> dict[str, int]:
         """marks, pages_marked (0 -> 1), log_overflow, log_unmapped, marks_dropped_by_fault."""

@@ -124,8 +124,7 @@ def device_methods(stack: contextlib.ExitStack, device: NetDevice) -> Methods:
         "inspect": device.snapshot,
         "events": events.entries,
         "audit_arm": audit.arm,
-        "audit_checkpoint": audit.checkpoint,
-        "audit_written_since": audit.written_since,
+        "audit_end_interval": audit.end_interval,
         "audit_result": audit.result,
     }
 

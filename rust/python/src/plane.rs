@@ -218,8 +218,8 @@ impl DataPlane {
         convert::violations(py, entries)
     }
 
-    fn broken_queues(&self) -> Vec<u16> {
-        self.plane.broken_queues()
+    fn broken_queues(&self, py: Python<'_>) -> Vec<u16> {
+        py.detach(|| self.plane.broken_queues())
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {

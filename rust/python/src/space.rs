@@ -147,6 +147,20 @@ impl DmaSpace {
         PyBytes::new(py, &py.detach(|| self.space.marked_pages()))
     }
 
+    fn take_marked_pages<'py>(
+        &self,
+        py: Python<'py>,
+        look: Py<PyAny>,
+    ) -> PyResult<Bound<'py, PyBytes>> {
+        let mut outcome = Ok(());
+        let bits = py.detach(|| {
+            self.space
+                .take_marked_pages(|| outcome = Python::attach(|py| look.call0(py).map(drop)))
+        });
+        outcome?;
+        Ok(PyBytes::new(py, &bits))
+    }
+
     fn log_counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let counters = py.detach(|| self.space.log_counters());
         [

@@ -28,7 +28,12 @@ class AuditedDevice(Protocol):
 
 
 class DeviceAudit:
-    """One device's audit; its methods may be called from any thread."""
+    """One device's audit, divided into intervals; its methods may be called from any thread.
+
+    A page counts as marked only in the interval in which it was marked: a mark that is missing is found even if
+    a later write of the page was marked again. Intervals end between two batches of the data plane, so a store
+    and its marks are always in the same one.
+    """
 
     def __init__(self, device: AuditedDevice) -> None:
         self._space = device.space
@@ -36,6 +41,10 @@ class DeviceAudit:
         self._armed = False
         self._audit: WriteAudit | None = None
         self._problem = ""
+        self._written: set[int] = set()
+        self._unmarked: dict[int, int] = {}
+        self._since: set[int] = set()
+        self._intervals = 0
         device.on_event(self._on_event)
 
     def arm(self) -> None:
@@ -43,29 +52,32 @@ class DeviceAudit:
         with self._lock:
             self._end()
             self._problem = ""
+            self._written, self._unmarked, self._since = set(), {}, set()
+            self._intervals = 0
             self._armed = True
             self._space.record_marks(True)
 
-    def checkpoint(self) -> int:
-        """Pages written since the last checkpoint (or the start). Raises StateError if no audit runs."""
-        with self._lock:
-            return len(self._running().checkpoint())
+    def end_interval(self, below_page: int | None = None, *, anew: bool = False) -> int:
+        """End an interval; the data plane stands still for a moment.
 
-    def written_since(self, below_page: int | None = None) -> int:
-        """Pages written since the last checkpoint (those below a page number). Raises StateError if no audit
-        runs."""
-        with self._lock:
-            pages = self._running().since_checkpoint()
-            return len(pages) if below_page is None else sum(page < below_page for page in pages)
-
-    def result(self) -> dict[str, object]:
-        """`written` (page numbers, ascending) and `marked` (hexadecimal bitmap, bit p % 8 of byte p // 8).
-
-        Raises StateError if no audit runs, with the reason.
+        Returns how many pages (of those below a page number) were written since the call with `anew`. Raises
+        StateError if no audit runs, with the reason.
         """
         with self._lock:
-            written = sorted(self._running().written_pages())
-            return {"written": written, "marked": self._space.marked_pages().hex()}
+            written = self._take_interval()
+            self._since = set() if anew else self._since | written
+            return sum(below_page is None or page < below_page for page in self._since)
+
+    def result(self) -> dict[str, object]:
+        """End the last interval: `written` (page numbers), `unmarked` (pairs of page number and interval in which
+        it was written and not marked), `intervals` (how many). Raises StateError if no audit runs."""
+        with self._lock:
+            self._take_interval()
+            return {
+                "written": sorted(self._written),
+                "unmarked": sorted(self._unmarked.items()),
+                "intervals": self._intervals,
+            }
 
     def close(self) -> None:
         """End the audit."""
@@ -73,10 +85,18 @@ class DeviceAudit:
             self._armed = False
             self._end()
 
-    def _running(self) -> WriteAudit:
+    def _take_interval(self) -> set[int]:
         if self._audit is None:
             raise StateError(self._problem or "no dirty audit runs: logging has not been started since arm()")
-        return self._audit
+        written: set[int] = set()
+        audit = self._audit
+        bits = self._space.take_marked_pages(lambda: written.update(audit.checkpoint()))
+        for page in written:
+            if page // 8 >= len(bits) or not bits[page // 8] >> page % 8 & 1:
+                self._unmarked.setdefault(page, self._intervals)
+        self._written |= written
+        self._intervals += 1
+        return written
 
     def _on_event(self, name: str, _data: dict[str, object]) -> None:
         if name != "log_started":

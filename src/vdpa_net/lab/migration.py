@@ -90,6 +90,8 @@ def run_migrate(options: MigrateOptions, console: Console | None = None) -> int:
     if options.json_path:
         options.json_path.write_text(json.dumps(verdict.to_json(), indent=2, default=str) + "\n")
     console.print(migration.figures_table())
+    for fault, fired in migration.faults_fired().items():
+        console.print(f"fault {fault}: fired {fired} times", highlight=False)
     verdict.render(console)
     if verdict.outcome is Outcome.PASS and options.directory is None and not options.keep:
         shutil.rmtree(directory)
@@ -193,6 +195,10 @@ class _Migration:
             for item in self._rounds
         ]
         return Verdict(lines, {**self._context, "rounds": rounds})
+
+    def faults_fired(self) -> dict[str, int]:
+        """How often each fault had fired at the end of the last round."""
+        return self._rounds[-1].faults_fired if self._rounds else {}
 
     def _rounds_line(self) -> Line:
         done, wanted = len(self._rounds), self._options.rounds

@@ -9,8 +9,8 @@ from typing import Any
 
 from vdpa_net.lab.traffic import Direction, TrafficReport
 from vdpa_net.migration.checks import (
-    AuditInterval,
-    check_audit_intervals,
+    AuditFindings,
+    check_audit_findings,
     check_ram,
     check_ring_state,
     check_round_counts,
@@ -100,7 +100,7 @@ class Round:
     differing: list[int] | None = None
     total_pages: int = 0
     queues: list[QueueObservations] = field(default_factory=list)
-    audit: AuditInterval | None = None
+    audit: AuditFindings | None = None
     audit_problem: str = ""
     pages_after_first_pass: int = 0
     busy: dict[str, int] = field(default_factory=dict)
@@ -136,7 +136,7 @@ class Round:
     def _audit(self) -> Line:
         if self.audit is None:
             return _not_run("dirty audit", self.audit_problem or "not made")
-        return check_audit_intervals([self.audit])
+        return check_audit_findings(self.audit)
 
 
 def traffic_lines(report: TrafficReport, stop_request_ns: int) -> tuple[list[Line], dict[str, Any]]:
@@ -195,13 +195,6 @@ def _direction_line(name: str, direction: Direction, lost: list[int], lost_in_ga
 def _worse(left: Outcome, right: Outcome) -> Outcome:
     order = (Outcome.FAIL, Outcome.NOT_RUN, Outcome.PASS)
     return min(left, right, key=order.index)
-
-
-def pages_of_bitmap(bitmap: bytes) -> set[int]:
-    """Page numbers of the set bits; bit p % 8 of byte p // 8 is page p (the vhost log format)."""
-    return {
-        8 * index + bit for index, byte in enumerate(bitmap) if byte for bit in range(8) if byte >> bit & 1
-    }
 
 
 def wire_values(log: Sequence[Mapping[str, Any]], message: str) -> dict[int, int]:

@@ -15,7 +15,7 @@ the dirty log can save. There are two ways to wait for that:
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from vdpa_net.errors import PeerError
@@ -27,6 +27,8 @@ PHASE_SECONDS = 120
 LOAD_SECONDS = 20
 SAMPLE_SECONDS = 0.02
 FIRST_PASS = {"max-bandwidth": 96 << 20, "downtime-limit": 0}
+# The end of the first pass is slow enough to be noticed: later passes at full speed take a millisecond.
+END_OF_FIRST_PASS = {"max-bandwidth": 8 << 20}
 # Less than what the traffic dirties, more than nothing: passes end, and never find nothing to send.
 LATER_PASSES = {"max-bandwidth": 1 << 20}
 # Pages that hold nothing but zeros cost a few bytes: the rest of the RAM has to last for seconds.
@@ -80,8 +82,9 @@ class Precopy:
         load = Load()
         self._say("first pass", None)
         if self._one_pass:
-            load.sent_pages = self._slow_down()
+            load.sent_pages = self._slow_down(REST_OF_FIRST_PASS)
         else:
+            self._slow_down(END_OF_FIRST_PASS)
             # Pass 2 begins when the first one is complete.
             self._machine.wait_event(
                 "MIGRATION_PASS",
@@ -104,15 +107,15 @@ class Precopy:
         self._machine.qmp("migrate-set-parameters", limits)
         return self._machine.wait_event("MIGRATION", PHASE_SECONDS, start=self._start, where=is_final)
 
-    def _slow_down(self) -> int:
-        """Let the pass crawl once it has sent most of the RAM; returns how many pages it has sent."""
+    def _slow_down(self, limits: Mapping[str, int]) -> int:
+        """Set these limits once the pass has sent most of the RAM; returns how many pages it has sent."""
         total = self._source.ram.size_bytes
         deadline = time.monotonic() + PHASE_SECONDS
         while time.monotonic() < deadline and not self._has_ended():
             ram = self._machine.qmp("query-migrate").get("ram", {})
             sent = total - min(total, int(ram.get("remaining", total)))
             if sent >= SENT_SHARE * total:
-                self._machine.qmp("migrate-set-parameters", REST_OF_FIRST_PASS)
+                self._machine.qmp("migrate-set-parameters", limits)
                 return sent // PAGE_BYTES
             # QEMU announces passes, not how far one has come.
             time.sleep(SAMPLE_SECONDS)
@@ -120,10 +123,10 @@ class Precopy:
 
     def _wait_for_load(self, load: Load) -> None:
         device = self._source.side.device
-        device("audit_checkpoint")
+        device("audit_end_interval", anew=True)
         deadline = time.monotonic() + LOAD_SECONDS
         while time.monotonic() < deadline and not self._has_ended():
-            load.pages = int(device("audit_written_since", below_page=load.sent_pages))
+            load.pages = int(device("audit_end_interval", below_page=load.sent_pages))
             share = min(1.0, load.pages / self._wanted)
             self._say(f"pre-copy, the device wrote {load.pages} of {self._wanted} pages anew", share)
             if load.pages >= self._wanted:

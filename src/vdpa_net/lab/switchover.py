@@ -23,7 +23,6 @@ from vdpa_net.lab.observe import (
     GuestProgress,
     QueueObservations,
     Round,
-    pages_of_bitmap,
     traffic_lines,
     wire_values,
 )
@@ -31,7 +30,7 @@ from vdpa_net.lab.precopy import Load, Precopy, is_final
 from vdpa_net.lab.progress import ProgressCallback
 from vdpa_net.lab.ram import GuestRam
 from vdpa_net.lab.topology import FlatTopology, HostedGuest
-from vdpa_net.migration.checks import PAGE_BYTES, AuditInterval, differing_pages
+from vdpa_net.migration.checks import PAGE_BYTES, AuditFindings, differing_pages
 
 PHASE_SECONDS = 120
 GUEST_PROGRESS_SECONDS = 30
@@ -217,8 +216,8 @@ class RoundRunner:
     def _observe_sides(self) -> None:
         try:
             audit = self._source.side.device("audit_result")
-            marked = pages_of_bitmap(bytes.fromhex(audit["marked"]))
-            self._round.audit = AuditInterval(frozenset(audit["written"]), frozenset(marked))
+            unmarked = [(int(page), int(interval)) for page, interval in audit["unmarked"]]
+            self._round.audit = AuditFindings(frozenset(audit["written"]), unmarked, audit["intervals"])
             self._round.pages_after_first_pass = self._load.pages
         except VdpaNetError as error:
             self._round.audit_problem = self._load.problem or str(error)

@@ -101,10 +101,6 @@ class WriteAudit:
         self._earlier |= since
         return since
 
-    def since_checkpoint(self) -> set[int]:
-        """Pages (IOVA >> 12) written since the last checkpoint."""
-        return self._pages(protect=False)
-
     def written_pages(self) -> set[int]:
         """Pages (IOVA >> 12) written since the audit was made, checkpoints or not."""
         return self._earlier | self._pages(protect=False)

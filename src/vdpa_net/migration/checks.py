@@ -97,13 +97,29 @@ def check_audit_intervals(intervals: Sequence[AuditInterval]) -> Line:
         for page in item.written
         if page not in item.marked
     )
-    pages = {page for page, _ in unmarked}
+    return check_audit_findings(AuditFindings(written, unmarked, len(intervals)))
+
+
+@dataclass(frozen=True)
+class AuditFindings:
+    """A finished audit: pages written, and (page, interval) for those not marked in an interval."""
+
+    written: Set[int]
+    unmarked: Sequence[tuple[int, int]]
+    intervals: int
+
+
+def check_audit_findings(findings: AuditFindings) -> Line:
+    """Every page that the device wrote in an interval was marked in it."""
+    pages = {page for page, _ in findings.unmarked}
     return Line(
         "dirty audit",
-        _pass_if(not pages) if written else Outcome.NOT_RUN,
-        f"{len(pages)} of {len(written)} written pages unmarked",
+        _pass_if(not pages) if findings.written else Outcome.NOT_RUN,
+        f"{len(pages)} of {len(findings.written)} written pages unmarked, {findings.intervals} intervals",
         "0 pages unmarked",
-        shortened(f"page {page:#x} written in interval {number}, not marked" for page, number in unmarked),
+        shortened(
+            f"page {page:#x} written in interval {number}, not marked" for page, number in findings.unmarked
+        ),
     )
 
 

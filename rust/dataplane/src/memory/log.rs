@@ -108,6 +108,14 @@ impl MarkRecord {
         }
     }
 
+    /// What is recorded; the record begins anew.
+    pub(super) fn take(&mut self) -> Vec<u8> {
+        self.bits
+            .iter_mut()
+            .map(|byte| std::mem::take(byte.get_mut()))
+            .collect()
+    }
+
     pub(super) fn to_vec(&self) -> Vec<u8> {
         self.bits
             .iter()
@@ -116,13 +124,14 @@ impl MarkRecord {
     }
 }
 
-/// The fault: a share of the marks is not made. The same seed drops the same marks of the same sequence.
+/// The fault: a share of the pages is never marked. Which ones, the seed alone decides: neither the timing of the
+/// workers nor how often a page is written changes it, so a run can be repeated, and no later mark of the same page
+/// heals what the fault did.
 #[derive(Debug)]
 pub(super) struct MarkFault {
-    /// A draw below it drops the mark; 2^64 drops all.
+    /// A page whose number draws less is not marked; 2^64 is all of them.
     threshold: u128,
     seed: u64,
-    draws: AtomicU64,
 }
 
 impl MarkFault {
@@ -132,21 +141,18 @@ impl MarkFault {
         (rate > 0.0).then(|| Self {
             threshold: (rate.min(1.0) * ALL) as u128,
             seed,
-            draws: AtomicU64::new(0),
         })
     }
 
-    /// What is left of a mask of marks; each bit is one draw.
-    pub(super) fn filter(&self, mask: u8) -> u8 {
+    /// What is left of a mask of marks in byte `byte` of the log.
+    pub(super) fn filter(&self, byte: u64, mask: u8) -> u8 {
         (0..8)
-            .map(|bit| mask & (1 << bit))
-            .filter(|bit| *bit != 0 && !self.drops_next())
-            .fold(0, |kept, bit| kept | bit)
+            .filter(|bit| mask & (1 << bit) != 0 && !self.drops(byte * 8 + bit))
+            .fold(0, |kept, bit| kept | 1 << bit)
     }
 
-    fn drops_next(&self) -> bool {
-        let draw = self.draws.fetch_add(1, Ordering::Relaxed);
-        u128::from(splitmix64(self.seed, draw)) < self.threshold
+    fn drops(&self, page: u64) -> bool {
+        u128::from(splitmix64(self.seed, page)) < self.threshold
     }
 }
 

@@ -41,7 +41,7 @@ impl Memory<'_> {
     /// reader takes our bit and with it sees our store, or the bit stays for its next round.
     fn mark_byte(&self, log: &ActiveLog, byte: u64, wanted: u8) {
         let mask = match &self.log_state().fault {
-            Some(fault) => fault.filter(wanted),
+            Some(fault) => fault.filter(byte, wanted),
             None => wanted,
         };
         let counts = self.counts();

@@ -206,7 +206,8 @@ impl DmaSpace {
         drop(self.inner.write());
     }
 
-    /// Fault: drop this share (0..1) of marks from now on, counted as `marks_dropped_by_fault`. 0 ends the fault.
+    /// Fault: never mark this share (0..1) of the pages from now on; each mark dropped is counted as
+    /// `marks_dropped_by_fault`. The seed decides which pages. 0 ends the fault.
     pub fn set_mark_fault(&self, rate: f64, seed: u64) {
         self.inner.write().log.fault = MarkFault::new(rate, seed);
     }
@@ -220,6 +221,15 @@ impl DmaSpace {
     /// That copy, in the format of a log.
     pub fn marked_pages(&self) -> Vec<u8> {
         self.inner.read().log.record.to_vec()
+    }
+
+    /// What the copy holds since it was last taken, and `look` called while no batch is under way: every store before
+    /// that moment is before it with all of its marks, every later one is behind it with all of them. An audit that
+    /// divides time into intervals looks at the pages written there. Everything waits meanwhile.
+    pub fn take_marked_pages(&self, look: impl FnOnce()) -> Vec<u8> {
+        let mut inner = self.inner.write();
+        look();
+        inner.log.record.take()
     }
 
     /// The counters; those of a batch are added when it ends.
