@@ -10,6 +10,7 @@ What a command needs is imported when it runs, so that a device listens soon aft
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from enum import Enum
 from pathlib import Path
@@ -71,7 +72,11 @@ class Accelerator(Enum):
 
 
 def main() -> None:
-    """Run the command line; errors become one line and exit code 2."""
+    """Run the command line; errors become one line and exit code 2.
+
+    SIGTERM ends a command in the same order as Ctrl-C does.
+    """
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app(prog_name="vdpa-net")
     except (VdpaNetError, OSError) as error:

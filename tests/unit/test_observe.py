@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from vdpa_net.lab.migration import condensed
 from vdpa_net.lab.observe import (
     GuestProgress,
     QueueObservations,
@@ -166,3 +167,21 @@ def test_the_last_message_of_a_queue_counts() -> None:
         {"message": "GET_VRING_BASE", "payload": {"index": 0, "num": 3}},
     ]
     assert wire_values(log, "SET_VRING_BASE") == {0: 2}
+
+
+def test_claims_that_hold_in_every_round_become_one_line_and_others_stay() -> None:
+    good = [Line(f"round {number}: guest RAM", Outcome.PASS, "0", "0 pages differ") for number in (1, 2, 3)]
+    mixed = [
+        Line("round 1: dirty audit", Outcome.PASS, "0", "0 pages unmarked"),
+        Line("round 2: dirty audit", Outcome.FAIL, "1", "0 pages unmarked", ("page 0x1",)),
+    ]
+    total = Line("rounds", Outcome.PASS, "3 of 3", "3 of 3")
+    shown = condensed([*good, *mixed, total])
+    assert [line.name for line in shown] == [
+        "guest RAM",
+        "round 1: dirty audit",
+        "round 2: dirty audit",
+        "rounds",
+    ]
+    assert shown[0].measured == "holds in 3 rounds"
+    assert shown[2].detail == ("page 0x1",)

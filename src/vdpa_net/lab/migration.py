@@ -7,6 +7,7 @@ import json
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from vdpa_net.migration.verdict import Line, Outcome, Verdict
 
 TRANSPORTS = ("in-process", "vfio-user")
 MINIMUM_PAGES = 64
+MAX_LISTED_ROUNDS = 2
 SCHEMA = 1
 
 
@@ -82,9 +84,15 @@ def run_migrate(options: MigrateOptions, console: Console | None = None) -> int:
     directory.mkdir(parents=True, exist_ok=True)
     # Before the progress bar brings a thread of its own.
     enter_private_network()
-    with shown_on(console) as progress:
-        migration = _Migration(options, directory, progress)
-        migration.run()
+    try:
+        with shown_on(console) as progress:
+            migration = _Migration(options, directory, progress)
+            migration.run()
+    except KeyboardInterrupt:
+        console.print("interrupted; everything has been taken down")
+        if options.directory is None:
+            shutil.rmtree(directory)
+        raise
     verdict = migration.verdict()
     verdict.context["duration_s"] = round(time.monotonic() - started_s, 1)
     if options.json_path:
@@ -92,12 +100,32 @@ def run_migrate(options: MigrateOptions, console: Console | None = None) -> int:
     console.print(migration.figures_table())
     for fault, fired in migration.faults_fired().items():
         console.print(f"fault {fault}: fired {fired} times", highlight=False)
-    verdict.render(console)
+    Verdict(condensed(verdict.lines) if options.rounds > MAX_LISTED_ROUNDS else verdict.lines).render(console)
     if verdict.outcome is Outcome.PASS and options.directory is None and not options.keep:
         shutil.rmtree(directory)
     else:
         console.print(f"evidence: {directory}", highlight=False)
     return verdict.exit_code
+
+
+def condensed(lines: Sequence[Line]) -> list[Line]:
+    """Lines for a person: a claim that holds in every round is one line; of the others each line stays."""
+    claims: dict[str, list[Line]] = {}
+    for line in lines:
+        _round, _, claim = line.name.rpartition(": ")
+        claims.setdefault(claim, []).append(line)
+    shown: list[Line] = []
+    for claim, same in claims.items():
+        if len(same) > 1 and all(line.outcome is Outcome.PASS for line in same):
+            shown.append(Line(claim, Outcome.PASS, f"holds in {len(same)} rounds", _common_expectation(same)))
+        else:
+            shown += same
+    return shown
+
+
+def _common_expectation(lines: Sequence[Line]) -> str:
+    expected = {line.expected for line in lines}
+    return expected.pop() if len(expected) == 1 else "all are used->idx in RAM"
 
 
 class _Migration:

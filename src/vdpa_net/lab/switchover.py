@@ -125,17 +125,17 @@ class RoundRunner:
         self._round.busy = self._completed_since(before)
 
     def _completed_since(self, before: list[Mapping[str, Any]]) -> dict[str, int]:
-        """Buffers that each ring completed between the decision to switch over and its stop."""
+        """Buffers that each ring completed between the release of the migration and its stop."""
         evidence = self._source.side.driver("evidence")["queues"]
         completed: dict[str, int] = {}
         for queue, name in enumerate(RING_NAMES):
             state = _evidence_of(evidence, queue).get("ring_state_after_stop")
             if state is not None:
-                completed[f"{name} completed"] = ((int(state) >> 16) - before[queue]["used_idx"]) & 0xFFFF
+                completed[f"{name} done since the release"] = ((int(state) >> 16) - before[queue]["used_idx"]) & 0xFFFF
         ring = _evidence_of(evidence, 0)
         if ring.get("driver") is not None and ring.get("ring_state_after_stop") is not None:
             available = self._source.ram.u16(int(ring["driver"]) + USED_IDX_OFFSET_BYTES)
-            completed["rx buffers posted"] = (available - int(ring["ring_state_after_stop"])) & 0xFFFF
+            completed["rx posted"] = (available - int(ring["ring_state_after_stop"])) & 0xFFFF
         return completed
 
     def _observe_switchover(self) -> None:

@@ -188,14 +188,14 @@ def check_round_counts(pages_after_first_pass: int, minimum_pages: int, in_fligh
     """The round is worth something: the device wrote pages late, and every ring was busy at the stop."""
     idle = [name for name, count in in_flight.items() if count <= 0]
     enough = pages_after_first_pass >= minimum_pages
-    detail = [f"{name} had nothing available or in flight at the stop" for name in idle]
+    detail = [f"{name}: nothing at the stop" for name in idle]
     if not enough:
         detail.insert(0, f"the device wrote {pages_after_first_pass} pages after the first pass")
     busy = ", ".join(f"{name}: {count}" for name, count in in_flight.items())
     return Line(
         "load",
         Outcome.PASS if enough and in_flight and not idle else Outcome.NOT_RUN,
-        f"{pages_after_first_pass} pages written after the first pass; in flight at the stop: {busy or '-'}",
+        f"{pages_after_first_pass} pages written after the first pass; rings at the stop: {busy or '-'}",
         f">= {minimum_pages} pages, every ring busy",
         tuple(detail),
     )
