@@ -134,10 +134,11 @@ class DataPlane:
         """Raise the queue's interrupt now, whatever suppression says."""
 
     def process_control(self, handler: Callable[[bytes], bytes]) -> int:
-        """Serve every available control chain: readable bytes in, bytes to write back out. Returns how many."""
+        """Serve each available control chain: readable bytes in, bytes to write back out. Returns how
+        many."""
 
     def transmit(self, frame: bytes) -> None:
-        """Send one frame (no virtio-net header) through the back end, for announcements. Raises BackendError."""
+        """Send one frame (no virtio-net header) through the back end, to announce. Raises BackendError."""
 
     def flush_backend(self) -> int:
         """Drop what the back end has queued for reception; returns the number of packets."""

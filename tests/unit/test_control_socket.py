@@ -86,7 +86,16 @@ def test_answer_may_be_longer_than_a_request(client: ControlClient) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    [b"", b"{", b"[]", b"1", b"\xff\xfe", b"[" * 100_000, b'{"method": 1}', b'{"method": "add", "params": [1]}'],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"1",
+        b"\xff\xfe",
+        b"[" * 100_000,
+        b'{"method": 1}',
+        b'{"method": "add", "params": [1]}',
+    ],
     ids=lambda line: repr(line[:20]),
 )
 def test_bad_line_is_answered_and_the_next_one_served(server: ControlServer, line: bytes) -> None:
@@ -103,7 +112,9 @@ def test_request_that_is_too_long_is_dropped_and_the_next_one_served(server: Con
 
 
 def test_pipelined_requests_are_answered_in_order_with_their_ids(server: ControlServer) -> None:
-    data = b"".join(json.dumps({"id": f"q{i}", "method": "add", "params": {"a": i}}).encode() + b"\n" for i in range(50))
+    data = b"".join(
+        json.dumps({"id": f"q{i}", "method": "add", "params": {"a": i}}).encode() + b"\n" for i in range(50)
+    )
     assert raw(server, data, 50) == [{"id": f"q{i}", "result": i + 1} for i in range(50)]
 
 
@@ -116,7 +127,10 @@ def test_slow_client_does_not_hold_up_another(tmp_path: Path) -> None:
         return "done"
 
     results: list[object] = []
-    with ControlServer(tmp_path / "s", {"slow": slow, "add": add}) as server, ControlClient(server.path) as first:
+    with (
+        ControlServer(tmp_path / "s", {"slow": slow, "add": add}) as server,
+        ControlClient(server.path) as first,
+    ):
         thread = threading.Thread(target=lambda: results.append(first.call("slow")))
         thread.start()
         assert entered.wait(DEADLINE_S)
@@ -142,12 +156,19 @@ def test_close_ends_clients_and_threads_and_removes_the_socket(tmp_path: Path) -
 
 
 def test_method_may_close_its_own_server(tmp_path: Path) -> None:
-    methods: dict[str, object] = {}
-    server = ControlServer(tmp_path / "s", {"quit": lambda: methods["close"]()})  # type: ignore[operator]
-    methods["close"] = server.close
-    with ControlClient(server.path) as client, pytest.raises(PeerGone):
+    servers: list[ControlServer] = []
+    closed = threading.Event()
+
+    def close_it() -> None:
+        servers[0].close()
+        closed.set()
+
+    servers.append(ControlServer(tmp_path / "s", {"quit": close_it}))
+    with ControlClient(servers[0].path) as client, pytest.raises(PeerGone):
         client.call("quit")
-    assert not server.path.exists()
+    # The connection ends before the socket file goes.
+    assert closed.wait(DEADLINE_S)
+    assert not servers[0].path.exists()
 
 
 def scripted_server(path: Path, reply: bytes) -> threading.Thread:
@@ -165,7 +186,9 @@ def scripted_server(path: Path, reply: bytes) -> threading.Thread:
     return thread
 
 
-@pytest.mark.parametrize("reply", [b"{\n", b"[]\n", b'{"id": 2, "result": 1}\n', b'{"id": 1, "error": "x"}\n'])
+@pytest.mark.parametrize(
+    "reply", [b"{\n", b"[]\n", b'{"id": 2, "result": 1}\n', b'{"id": 1, "error": "x"}\n']
+)
 def test_senseless_answer_is_a_protocol_error(tmp_path: Path, reply: bytes) -> None:
     thread = scripted_server(tmp_path / "s", reply)
     with ControlClient(tmp_path / "s") as client, pytest.raises(ProtocolError):

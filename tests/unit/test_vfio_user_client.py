@@ -79,7 +79,9 @@ def test_dma_maps_reach_the_device_with_file_offset_and_access(
         assert function.maps[0x1000][1] == os.fstat(fd).st_ino
 
 
-def test_map_over_an_existing_one_is_refused_with_eexist(client: VfioUserClient, function: FakeFunction) -> None:
+def test_map_over_an_existing_one_is_refused_with_eexist(
+    client: VfioUserClient, function: FakeFunction
+) -> None:
     client.dma_map(0x1000, 0x2000, None)
     for iova, size in [(0x1000, 0x2000), (0, 0x1001), (0x2FFF, 1), (0, 1 << 63)]:
         with pytest.raises(PeerError) as caught:
@@ -108,7 +110,9 @@ def test_unmap_that_cuts_a_map_is_refused(client: VfioUserClient, function: Fake
     assert function.maps
 
 
-def test_map_that_the_device_refuses_can_be_made_later(client: VfioUserClient, function: FakeFunction) -> None:
+def test_map_that_the_device_refuses_can_be_made_later(
+    client: VfioUserClient, function: FakeFunction
+) -> None:
     with memfd() as fd:
         original, function.dma_map = function.dma_map, _refuse  # type: ignore[method-assign]
         with pytest.raises(PeerError):
@@ -122,7 +126,9 @@ def _refuse(*_args: object, **_named: object) -> None:
     raise OSError(errno.ENOSPC, "no room")
 
 
-def test_vectors_are_bound_in_chunks_that_the_server_takes(client: VfioUserClient, function: FakeFunction) -> None:
+def test_vectors_are_bound_in_chunks_that_the_server_takes(
+    client: VfioUserClient, function: FakeFunction
+) -> None:
     with eventfds(18) as fds:
         client.set_irqs(1, [*fds, None, None, fds[0]])
         assert function.calls == [
@@ -312,7 +318,9 @@ def doorbell(offset: int, fd_index: int, *, kind: int = 0, flags: int = 0, datam
     return struct.pack("<QQIIIIQ", offset, 2, fd_index, kind, flags, 0, datamatch)
 
 
-def test_doorbells_that_share_a_descriptor_are_told_apart_by_datamatch(scripted: Callable[[Script], Path]) -> None:
+def test_doorbells_that_share_a_descriptor_are_told_apart_by_datamatch(
+    scripted: Callable[[Script], Path],
+) -> None:
     entries = doorbell(0, 0, flags=1, datamatch=3) + doorbell(0, 0, kind=1) + doorbell(4, 0)
     with eventfds(1) as fds:
         reply = struct.pack("<IIII", 16 + len(entries), 0, 4, 3) + entries
@@ -336,7 +344,9 @@ def test_doorbell_without_its_descriptor_is_a_protocol_error(scripted: Callable[
         assert {e for e in open_fds() if "eventfd" in e} == {e for e in before if "eventfd" in e}
 
 
-def test_doorbell_array_is_asked_for_again_when_it_needs_more_room(scripted: Callable[[Script], Path]) -> None:
+def test_doorbell_array_is_asked_for_again_when_it_needs_more_room(
+    scripted: Callable[[Script], Path],
+) -> None:
     asked: list[int] = []
 
     def script(sock: socket.socket) -> None:

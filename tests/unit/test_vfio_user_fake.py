@@ -61,7 +61,9 @@ class FakeFunction:
     def wait_for(self, call: tuple[object, ...], deadline_s: float = 20) -> None:
         """Wait until this was called, and forget one such call."""
         with self.changed:
-            assert self.changed.wait_for(lambda: call in self.calls, deadline_s), f"{call} not in {self.calls}"
+            assert self.changed.wait_for(lambda: call in self.calls, deadline_s), (
+                f"{call} not in {self.calls}"
+            )
             self.calls.remove(call)
 
     def close(self) -> None:

@@ -76,7 +76,9 @@ def dma_map(address: int, offset: int = 0) -> bytes:
     return struct.pack("<IIQQQ", 32, 3, offset, address, 0x1000)
 
 
-def test_maps_sent_in_one_burst_get_their_own_descriptors(server: VfioUserServer, function: FakeFunction) -> None:
+def test_maps_sent_in_one_burst_get_their_own_descriptors(
+    server: VfioUserServer, function: FakeFunction
+) -> None:
     with raw_client(server) as sock, memfd("first") as first, memfd("second") as second:
         for number, (address, fd) in enumerate([(0, first), (0x10000, second), (0x20000, first)]):
             send_with_fds(sock, message(Command.DMA_MAP, dma_map(address), number=number), [fd])
@@ -190,7 +192,10 @@ def test_exception_of_the_device_is_an_errno_and_recorded(
         seen.append(happened)
         raise RuntimeError("a broken hook")
 
-    with VfioUserServer(tmp_path / "s", function, on_error=tell) as server, VfioUserClient(server.path) as client:
+    with (
+        VfioUserServer(tmp_path / "s", function, on_error=tell) as server,
+        VfioUserClient(server.path) as client,
+    ):
         function.error = error
         with pytest.raises(PeerError) as caught:
             client.region_read(7, 0, 4)
@@ -205,7 +210,9 @@ def test_posted_writes_are_done_before_a_later_reply(server: VfioUserServer, fun
         for value in range(50):
             client.region_write(4, 0, bytes([value]), posted=True)
         assert client.region_read(4, 0, 1) == bytes([49])
-    assert [call[3] for call in function.calls if call[0] == "write"] == [bytes([value]) for value in range(50)]
+    assert [call[3] for call in function.calls if call[0] == "write"] == [
+        bytes([value]) for value in range(50)
+    ]
 
 
 def test_failing_posted_write_is_recorded_and_not_answered(server: VfioUserServer) -> None:
@@ -284,7 +291,9 @@ def test_stop_with_a_client_that_does_not_read_its_replies(tmp_path: Path, funct
         server.stop()
 
 
-def test_socket_file_is_private_by_default(server: VfioUserServer, tmp_path: Path, function: FakeFunction) -> None:
+def test_socket_file_is_private_by_default(
+    server: VfioUserServer, tmp_path: Path, function: FakeFunction
+) -> None:
     assert stat.S_IMODE(server.path.stat().st_mode) == 0o600
     with VfioUserServer(tmp_path / "open", function, mode=0o666) as other:
         assert stat.S_IMODE(other.path.stat().st_mode) == 0o666
@@ -314,7 +323,9 @@ def test_file_that_is_not_a_socket_is_left_alone(tmp_path: Path, function: FakeF
 
 
 @pytest.mark.parametrize("name", ["missing/s", "x" * 200])
-def test_path_that_cannot_be_a_socket_is_an_option_error(tmp_path: Path, function: FakeFunction, name: str) -> None:
+def test_path_that_cannot_be_a_socket_is_an_option_error(
+    tmp_path: Path, function: FakeFunction, name: str
+) -> None:
     before = open_fds()
     with pytest.raises(OptionError, match="can't listen on"):
         VfioUserServer(tmp_path / name, function)

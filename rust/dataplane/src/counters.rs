@@ -73,6 +73,8 @@ impl QueueCounters {
     /// One value by its name in [`Self::snapshot`].
     pub fn get(&self, name: &str) -> Option<u64> {
         let all = self.snapshot();
-        all.iter().find(|(key, _)| *key == name).map(|(_, value)| *value)
+        all.iter()
+            .find(|(key, _)| *key == name)
+            .map(|(_, value)| *value)
     }
 }

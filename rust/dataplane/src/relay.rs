@@ -87,7 +87,8 @@ impl KickRelay {
     /// Stop forwarding this pair. When it returns, what was signalled before has been forwarded or stays at the
     /// source.
     pub fn remove(&self, key: i64) {
-        self.shared.remove_from(&mut self.shared.entries.lock(), key);
+        self.shared
+            .remove_from(&mut self.shared.entries.lock(), key);
     }
 
     /// End the thread and let go of all pairs.
@@ -116,7 +117,9 @@ impl Shared {
 
     fn forget(&self, fd: i32) {
         // It fails where the fd was forgotten before.
-        let _ = self.epoll.ctl(ControlOperation::Delete, fd, EpollEvent::default());
+        let _ = self
+            .epoll
+            .ctl(ControlOperation::Delete, fd, EpollEvent::default());
     }
 
     fn remove_from(&self, entries: &mut Entries, key: i64) {

@@ -30,9 +30,9 @@ class AuditedDevice(Protocol):
 class DeviceAudit:
     """One device's audit, divided into intervals; its methods may be called from any thread.
 
-    A page counts as marked only in the interval in which it was marked: a mark that is missing is found even if
-    a later write of the page was marked again. Intervals end between two batches of the data plane, so a store
-    and its marks are always in the same one.
+    A page counts as marked only in the interval in which it was marked: a mark that is missing is found even
+    if a later write of the page was marked again. Intervals end between two batches of the data plane, so a
+    store and its marks are always in the same one.
     """
 
     def __init__(self, device: AuditedDevice) -> None:
@@ -69,8 +69,8 @@ class DeviceAudit:
             return sum(below_page is None or page < below_page for page in self._since)
 
     def result(self) -> dict[str, object]:
-        """End the last interval: `written` (page numbers), `unmarked` (pairs of page number and interval in which
-        it was written and not marked), `intervals` (how many). Raises StateError if no audit runs."""
+        """End the last interval. `written`: page numbers; `unmarked`: pairs of page number and interval in
+        which it was written and not marked; `intervals`: how many. Raises StateError if no audit runs."""
         with self._lock:
             self._take_interval()
             return {

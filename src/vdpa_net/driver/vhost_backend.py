@@ -251,7 +251,7 @@ class VhostBackend:
         self.rarp_requests.append(mac.hex(":"))
 
     def set_backend_req_fd(self, fd: int) -> None:
-        """Keep the channel: this back end asks nothing, but QEMU takes its end for the end of the back end."""
+        """Keep the channel: this back end asks nothing, but QEMU takes its closing for an error."""
         before, self._backend_req = self._backend_req, os.dup(fd)
         _close(before)
 

@@ -41,8 +41,8 @@ class BootOptions:
     """What to boot.
 
     `qemu` is "host", "image", a path, or None for the host's if it knows vfio-user, else the image's. `accel`
-    is auto, kvm or tcg. `reference` boots on QEMU's own virtio-net instead, to compare with. `directory` takes
-    the logs (None: a temporary one, kept only on failure).
+    is auto, kvm or tcg. `reference` boots on QEMU's own virtio-net instead, to compare with. `directory`
+    takes the logs (None: a temporary one, kept only on failure).
     """
 
     iommu: bool = False

@@ -283,8 +283,8 @@ class TrafficEndpoint:
         while True:
             now_ns = time.monotonic_ns()
             wait_s = max(0.0, (due_ns - now_ns) / 1e9) if self._sending else None
-            readable = select.select([self._data, self._wake_read], [], [], wait_s)[0]
-            if self._data in readable:
+            readable = select.select([self._data.fileno(), self._wake_read], [], [], wait_s)[0]
+            if self._data.fileno() in readable:
                 self._receive()
             if self._wake_read in readable and os.read(self._wake_read, 1) == b"x":
                 return

@@ -50,8 +50,8 @@ def _unshare(flags: int) -> None:
     if libc.unshare(flags) != 0:
         number = ctypes.get_errno()
         raise LabError(
-            f"the kernel refuses a private network: {os.strerror(number)}; expected root, or the right to make "
-            "user namespaces (sysctl kernel.unprivileged_userns_clone, user.max_user_namespaces)",
+            f"the kernel refuses a private network: {os.strerror(number)}; expected root, or the right to "
+            "make user namespaces (sysctl kernel.unprivileged_userns_clone, user.max_user_namespaces)",
             errno=number,
         )
 

@@ -131,7 +131,9 @@ class RoundRunner:
         for queue, name in enumerate(RING_NAMES):
             state = _evidence_of(evidence, queue).get("ring_state_after_stop")
             if state is not None:
-                completed[f"{name} done since the release"] = ((int(state) >> 16) - before[queue]["used_idx"]) & 0xFFFF
+                completed[f"{name} done since the release"] = (
+                    (int(state) >> 16) - before[queue]["used_idx"]
+                ) & 0xFFFF
         ring = _evidence_of(evidence, 0)
         if ring.get("driver") is not None and ring.get("ring_state_after_stop") is not None:
             available = self._source.ram.u16(int(ring["driver"]) + USED_IDX_OFFSET_BYTES)

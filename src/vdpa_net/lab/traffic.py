@@ -156,7 +156,7 @@ class Filler:
 
 @dataclass
 class Reception:
-    """What of a stream has arrived, by sequence number. `times_ns` belong to the first copies, as they came."""
+    """What of a stream has arrived, by sequence number. `times_ns` are those of the first copies."""
 
     order: list[int] = field(default_factory=list)
     times_ns: list[int] = field(default_factory=list)

@@ -15,8 +15,8 @@ _RING_STATE = re.compile(r"vq(\d+):([+-]\d+)", re.ASCII)
 class DropDirtyMark:
     """Never marks this share (0 to 1) of the pages in the dirty log; the seed decides which ones.
 
-    A guest's own writes may save such a page all the same: Linux' virtio_net puts its shared info into the page
-    of each packet it receives. The dirty audit sees the missing marks either way.
+    A guest's own writes may save such a page all the same: Linux' virtio_net puts its shared info into the
+    page of each packet it receives. The dirty audit sees the missing marks either way.
     """
 
     rate: float

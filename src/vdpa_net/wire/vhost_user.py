@@ -155,9 +155,7 @@ _MESSAGES = (
         fds=(0, MAX_TABLE_REGIONS),
         exact_fds=lambda fields: fields["num_regions"],
     ),
-    Message(
-        6, "SET_LOG_BASE", LOG, needs=ProtocolFeature.LOG_SHMFD, fds=(1, 1), reply=ReplyRule.ACK_ALWAYS
-    ),
+    Message(6, "SET_LOG_BASE", LOG, needs=ProtocolFeature.LOG_SHMFD, fds=(1, 1), reply=ReplyRule.ACK_ALWAYS),
     Message(7, "SET_LOG_FD", fds=(1, 1)),
     Message(8, "SET_VRING_NUM", VRING_STATE),
     Message(9, "SET_VRING_ADDR", VRING_ADDR),

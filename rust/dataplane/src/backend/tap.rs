@@ -70,7 +70,11 @@ impl TapPort {
         loop {
             // SAFETY: the pointer and the length are those of a live, exclusively borrowed slice.
             let read = unsafe {
-                libc::read(self.fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len())
+                libc::read(
+                    self.fd.as_raw_fd(),
+                    buffer.as_mut_ptr().cast(),
+                    buffer.len(),
+                )
             };
             if read > 0 {
                 return Received::Packet(read as usize);

@@ -42,7 +42,11 @@ enum Next {
 }
 
 impl Control {
-    pub(super) fn new(index: u16, space: Arc<DmaSpace>, violations: &Arc<ViolationLog>) -> Result<Self> {
+    pub(super) fn new(
+        index: u16,
+        space: Arc<DmaSpace>,
+        violations: &Arc<ViolationLog>,
+    ) -> Result<Self> {
         Ok(Self {
             space,
             queue: Queue::new(index, Arc::clone(violations))?,

@@ -61,7 +61,12 @@ impl DataPlane {
             .map(|number| {
                 let port = backend.port(usize::from(number));
                 let port = port.ok_or_else(|| too_few_ports(backend, queue_pairs))?;
-                Ok(Arc::new(Pair::new(number, Arc::clone(&space), port, &violations)?))
+                Ok(Arc::new(Pair::new(
+                    number,
+                    Arc::clone(&space),
+                    port,
+                    &violations,
+                )?))
             })
             .collect::<Result<Vec<_>>>()?;
         let control = has_control_queue

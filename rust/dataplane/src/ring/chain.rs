@@ -115,7 +115,8 @@ impl Table {
     }
 
     fn indirect(&self, descriptor: &Descriptor, head: u16) -> RingResult<Self> {
-        let fault = |clause, reason: &str| RingFault {
+        let fault = |clause, reason: &str| {
+            RingFault {
             kind: "indirect",
             value: u64::from(descriptor.flags) << 32 | u64::from(descriptor.len),
             clause,
@@ -123,6 +124,7 @@ impl Table {
                 "indirect descriptor of {} bytes, flags {:#x}, in the chain at head {head}: {reason}",
                 descriptor.len, descriptor.flags
             ),
+        }
         };
         const DRIVER: &str = "virtio 1.3 2.7.5.3.1: one indirect table per chain, last in it";
         if self.is_indirect {

@@ -62,12 +62,27 @@ impl SplitQueue {
             });
         }
         let entries = u64::from(size);
-        Area::new("queue_desc", config.desc, "a multiple of 16 (virtio 1.3 2.7.1)", 16)
-            .check(memory, DESCRIPTOR_BYTES * entries, false)?;
-        Area::new("queue_driver", config.driver, "a multiple of 2 (virtio 1.3 2.7.1)", 2)
-            .check(memory, 6 + 2 * entries, false)?;
-        Area::new("queue_device", config.device, "a multiple of 4 (virtio 1.3 2.7.1)", 4)
-            .check(memory, 6 + USED_ELEMENT_BYTES * entries, true)?;
+        Area::new(
+            "queue_desc",
+            config.desc,
+            "a multiple of 16 (virtio 1.3 2.7.1)",
+            16,
+        )
+        .check(memory, DESCRIPTOR_BYTES * entries, false)?;
+        Area::new(
+            "queue_driver",
+            config.driver,
+            "a multiple of 2 (virtio 1.3 2.7.1)",
+            2,
+        )
+        .check(memory, 6 + 2 * entries, false)?;
+        Area::new(
+            "queue_device",
+            config.device,
+            "a multiple of 4 (virtio 1.3 2.7.1)",
+            4,
+        )
+        .check(memory, 6 + USED_ELEMENT_BYTES * entries, true)?;
         Ok(Self {
             size: size as u16,
             desc: config.desc,
@@ -117,7 +132,8 @@ impl SplitQueue {
     fn store_kick_wish(&mut self, memory: &Memory<'_>, wanted: bool) -> RingResult<()> {
         if self.event_idx {
             if wanted {
-                let avail_event = self.device + USED_RING + USED_ELEMENT_BYTES * u64::from(self.size);
+                let avail_event =
+                    self.device + USED_RING + USED_ELEMENT_BYTES * u64::from(self.size);
                 memory.store_u16(avail_event, self.avail_idx)?;
             }
         } else if self.kicks_disabled != Some(!wanted) {
@@ -156,7 +172,12 @@ struct Area {
 
 impl Area {
     fn new(what: &'static str, iova: u64, expected: &'static str, align: u64) -> Self {
-        Self { what, iova, expected, align }
+        Self {
+            what,
+            iova,
+            expected,
+            align,
+        }
     }
 
     fn check(&self, memory: &Memory<'_>, len: u64, writable: bool) -> Result<()> {
@@ -167,7 +188,10 @@ impl Area {
                 expected: self.expected,
             });
         }
-        let range = Range { iova: self.iova, len };
+        let range = Range {
+            iova: self.iova,
+            len,
+        };
         memory.check(range, writable)
     }
 }
@@ -209,7 +233,10 @@ impl Ring for SplitQueue {
         element[..4].copy_from_slice(&u32::from(head).to_le_bytes());
         element[4..].copy_from_slice(&len.to_le_bytes());
         let slot = self.slot(self.next_used_idx);
-        memory.write_from(self.device + USED_RING + USED_ELEMENT_BYTES * slot, &element)?;
+        memory.write_from(
+            self.device + USED_RING + USED_ELEMENT_BYTES * slot,
+            &element,
+        )?;
         self.next_used_idx = self.next_used_idx.wrapping_add(1);
         Ok(())
     }

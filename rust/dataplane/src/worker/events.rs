@@ -42,8 +42,8 @@ pub(crate) struct Events {
 
 impl Events {
     pub(super) fn new(rx: &Queue, tx: &Queue) -> Result<Self> {
-        let epoll =
-            Epoll::new().map_err(|error| Error::State(format!("no epoll set can be made: {error}")))?;
+        let epoll = Epoll::new()
+            .map_err(|error| Error::State(format!("no epoll set can be made: {error}")))?;
         let events = Self {
             epoll,
             wake: new_eventfd()?,
@@ -76,7 +76,13 @@ impl Events {
             .ctl(ControlOperation::Delete, fd, EpollEvent::default());
     }
 
-    fn control(&self, operation: ControlOperation, fd: RawFd, set: EventSet, token: Token) -> Result<()> {
+    fn control(
+        &self,
+        operation: ControlOperation,
+        fd: RawFd,
+        set: EventSet,
+        token: Token,
+    ) -> Result<()> {
         self.epoll
             .ctl(operation, fd, EpollEvent::new(set, token as u64))
             .map_err(|error| Error::State(format!("fd {fd} can't be waited on: {error}")))

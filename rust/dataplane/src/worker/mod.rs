@@ -66,7 +66,10 @@ impl Drop for Worker {
 
 /// A named thread that handles no signals: they are for the threads of the program that embeds us. Those that a
 /// memory access raises are not blocked.
-pub(crate) fn spawn_quiet(name: String, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+pub(crate) fn spawn_quiet(
+    name: String,
+    body: impl FnOnce() + Send + 'static,
+) -> Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name(name)
         .spawn(move || {
@@ -127,7 +130,12 @@ impl Run {
 
     fn sleep(&mut self, wish: PortWish) {
         if wish != self.armed {
-            if self.pair.events.arm(&self.pair.port, self.armed, wish).is_err() {
+            if self
+                .pair
+                .events
+                .arm(&self.pair.port, self.armed, wish)
+                .is_err()
+            {
                 self.pair.port_failed();
                 return;
             }

@@ -76,7 +76,12 @@ pub(crate) struct Slot {
 
 impl Slot {
     /// Put a ring in. Errors: there is one, or `config` does not make one.
-    pub(crate) fn start(&mut self, queue: &Queue, space: &DmaSpace, config: &RingConfig) -> Result<()> {
+    pub(crate) fn start(
+        &mut self,
+        queue: &Queue,
+        space: &DmaSpace,
+        config: &RingConfig,
+    ) -> Result<()> {
         if self.ring.is_some() {
             return Err(Error::State(format!(
                 "queue {} runs: stop it before it is started again",

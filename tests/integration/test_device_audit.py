@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The dirty audit of a device under traffic: silent about a sound one, loud about each missing mark."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from vdpa_net.device.audit import DeviceAudit
+from vdpa_net.errors import StateError
+from vdpa_net.migration.faults import parse_fault
+from vdpa_net.testing.frames import FrameMint
+from vdpa_net.testing.loopback_guest import LoopbackGuest
+
+FRAMES = 40
+FRAME_BYTES = 700
+
+
+@pytest.fixture
+def guest() -> Iterator[LoopbackGuest]:
+    with LoopbackGuest(seed=5) as made:
+        made.start()
+        yield made
+
+
+def send(guest: LoopbackGuest, seed: int) -> None:
+    mint = FrameMint(seed)
+    frames = [mint.frame(seq, FRAME_BYTES) for seq in range(FRAMES)]
+    for start in range(0, FRAMES, 5):
+        turn = frames[start : start + 5]
+        guest.driver.send(turn)
+        assert guest.driver.receive(len(turn)) == turn
+        guest.driver.finish_transmit()
+
+
+def audited(guest: LoopbackGuest, intervals: int) -> dict[str, Any]:
+    """A logged time of so many intervals under traffic, each ended while packets go round."""
+    audit = DeviceAudit(guest.device)
+    audit.arm()
+    assert guest.start_logging()
+    for number in range(intervals):
+        send(guest, number)
+        assert audit.end_interval(anew=number == 0) >= 0
+    guest.stop()
+    result = audit.result()
+    audit.close()
+    return result
+
+
+def test_a_sound_device_has_no_unmarked_page_in_any_interval(guest: LoopbackGuest) -> None:
+    result = audited(guest, intervals=4)
+    assert result["unmarked"] == []
+    assert len(result["written"]) >= 10
+    assert result["intervals"] == 5
+
+
+def test_each_page_that_a_fault_never_marks_is_found(guest: LoopbackGuest) -> None:
+    guest.device.install_fault(parse_fault("drop-dirty-mark=0.5", seed=3))
+    result = audited(guest, intervals=4)
+    unmarked = {page for page, _interval in result["unmarked"]}
+    assert unmarked
+    assert unmarked < set(result["written"])
+
+
+def test_a_device_that_marks_nothing_is_found_out_on_every_page(guest: LoopbackGuest) -> None:
+    guest.device.install_fault(parse_fault("drop-dirty-mark=1"))
+    result = audited(guest, intervals=2)
+    assert {page for page, _interval in result["unmarked"]} == set(result["written"])
+
+
+def test_pages_are_counted_from_a_point_on_and_below_a_page(guest: LoopbackGuest) -> None:
+    audit = DeviceAudit(guest.device)
+    audit.arm()
+    assert guest.start_logging()
+    send(guest, 1)
+    assert audit.end_interval(anew=True) == 0
+    send(guest, 2)
+    count = audit.end_interval()
+    assert count > 0
+    assert audit.end_interval(below_page=0) == 0
+    assert audit.end_interval() >= count
+    audit.close()
+
+
+def test_an_audit_that_was_not_armed_says_so(guest: LoopbackGuest) -> None:
+    audit = DeviceAudit(guest.device)
+    assert guest.start_logging()
+    with pytest.raises(StateError, match="arm"):
+        audit.result()
