@@ -226,12 +226,15 @@ def lab_boot(
     from rich.console import Console  # noqa: PLC0415
 
     from vdpa_net.lab.boot import BootOptions, run  # noqa: PLC0415
+    from vdpa_net.lab.network import enter_private_network  # noqa: PLC0415
     from vdpa_net.lab.progress import shown_on  # noqa: PLC0415
 
     console = Console()
     options = BootOptions(
         iommu=iommu, qemu=qemu, accel=accel.value, memory_mib=memory, reference=reference, directory=logs
     )
+    # Before the progress bar brings a thread of its own.
+    enter_private_network()
     with shown_on(console) as progress:
         result = run(options, progress)
     console.print(result.table())

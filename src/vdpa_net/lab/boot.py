@@ -22,7 +22,6 @@ from vdpa_net.lab.network import (
     LAB_MAC,
     PREFIX_LENGTH,
     LabNetwork,
-    enter_private_network,
 )
 from vdpa_net.lab.progress import ProgressCallback, silent
 from vdpa_net.lab.side import SideProcess
@@ -109,7 +108,7 @@ class BootResult:
 
 
 def run(options: BootOptions, progress: ProgressCallback = silent) -> BootResult:
-    """Boot the guest and try its network. Moves this process into a private network.
+    """Boot the guest and try its network, in the private network that the caller has entered.
 
     Raises LabError if the image is missing or something does not start; the message names the evidence.
     """
@@ -123,7 +122,6 @@ def run(options: BootOptions, progress: ProgressCallback = silent) -> BootResult
     directory = options.directory or Path(tempfile.mkdtemp(prefix="vdpa-net-boot-"))
     directory.mkdir(parents=True, exist_ok=True)
     result = BootResult(version, accel, options.iommu, evidence=str(directory))
-    enter_private_network()
     attempt = _Attempt(options, built, directory, result, progress)
     machine = MachineOptions(
         "guest",
@@ -164,6 +162,7 @@ class _Attempt:
         self._result = result
         self._progress = progress
         self._socket = directory / "vfio-user.socket"
+        self._console_seen = 0
 
     def device_arguments(self) -> tuple[str, ...]:
         """QEMU's arguments for the network device."""
@@ -186,8 +185,8 @@ class _Attempt:
             network.add_neighbour(GUEST_ADDRESS, MAC)
             self._read_console(machine)
             self._result.ready_ms = (time.monotonic_ns() - started_ns) / 1e6
-            self._result.to_guest_bits_per_s = self._iperf("to the guest")
-            self._result.from_guest_bits_per_s = self._iperf("from the guest", "--reverse")
+            self._result.to_guest_bits_per_s = self._iperf(machine, "to the guest")
+            self._result.from_guest_bits_per_s = self._iperf(machine, "from the guest", "--reverse")
         self._judge()
 
     def _serve(self, stack: ExitStack) -> None:
@@ -215,8 +214,10 @@ class _Attempt:
                 "dmar" in machine.wait_console(r"LAB iommu (.*)", 1), "a vIOMMU in the guest, got none"
             )
 
-    def _iperf(self, what: str, *words: str) -> float:
+    def _iperf(self, machine: Machine, what: str, *words: str) -> float:
         self._progress(f"iperf3 {what}", None)
+        machine.wait_console("LAB listening iperf3", IPERF_GRACE_SECONDS, start=self._console_seen)
+        self._console_seen = machine.console.position
         seconds = self._options.iperf_seconds
         arguments = ("--client", GUEST_ADDRESS, "--time", str(seconds), "--json", *words)
         program = self._image.program("usr/bin/iperf3")

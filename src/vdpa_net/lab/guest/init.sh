@@ -71,8 +71,14 @@ describe_nic
 case $role in
 boot)
     ping -c 20 -i 0.05 -W 2 -q "$(parameter peer)" | while read -r line; do say ping "$line"; done
-    iperf3 --server --daemon
     say ready iperf3
+    # It stops listening between two clients: each has to wait for its line.
+    iperf3 --server --forceflush 2>&1 | while read -r line; do
+        case $line in
+        *listening*) say listening iperf3 ;;
+        *) say iperf3 "$line" ;;
+        esac
+    done &
     ;;
 traffic)
     address=$(parameter address)
