@@ -13,7 +13,8 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from vdpa_net.device.net_device import Engine, NetDevice
+from vdpa_net.device.engine import Engine
+from vdpa_net.device.net_device import NetDevice
 from vdpa_net.errors import DmaError
 from vdpa_net.wire.virtio_pci import COMMON_CFG
 

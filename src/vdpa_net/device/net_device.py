@@ -6,59 +6,35 @@ This is the whole interface to what is in front of a device: a vfio-user server,
 
 from __future__ import annotations
 
-import logging
-import os
 import threading
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from vdpa_net.backend import Backend
-from vdpa_net.device import function, snapshot
+from vdpa_net.device import snapshot
+from vdpa_net.device.assembly import make_bars, make_config
 from vdpa_net.device.dma import DmaMaps
-from vdpa_net.device.function import Bar, Doorbell, RegionInfo, Window
+from vdpa_net.device.engine import Engine, native_engine
+from vdpa_net.device.events import EventCallback, Events
+from vdpa_net.device.function import Doorbell, RegionInfo, Window
+from vdpa_net.device.kicks import Kicks
 from vdpa_net.device.monitor import Monitor
 from vdpa_net.device.msix import Msix
 from vdpa_net.device.net_config import parse_mac
-from vdpa_net.device.notify import Notify
 from vdpa_net.device.options import check_options
-from vdpa_net.device.pci import BarAccess, ConfigSpace
-from vdpa_net.device.registers import RegisterBlock
+from vdpa_net.device.pci import BarAccess
 from vdpa_net.device.virtio_device import VirtioNet
 from vdpa_net.errors import AccessError, BackendError, OptionError, StateError
 from vdpa_net.migration.faults import DropDirtyMark, Fault
 from vdpa_net.migration.violations import Violation, ViolationLog
-from vdpa_net.wire import pci, virtio_net, virtio_pci
+from vdpa_net.wire import pci
 from vdpa_net.wire.lm import Profile
 
 if TYPE_CHECKING:
     from vdpa_net import _native
 
-_logger = logging.getLogger(__name__)
-
 _PLANE = "plane"
-_CONTROL_BELL = "control bell"
-_CONTROL_KICK = "control kick"
-
-EventCallback = Callable[[str, dict[str, object]], None]
-
-
-@dataclass(frozen=True)
-class Engine:
-    """Makers of the data plane's objects; tests give their own."""
-
-    space: Callable[[], _native.DmaSpace]
-    plane: Callable[[_native.DmaSpace, _native.Loopback | _native.Tap, int, bool], _native.DataPlane]
-
-
-def native_engine() -> Engine:
-    """The data plane of the package's extension module."""
-    # Not at the top: importing the device must not need the extension.
-    from vdpa_net import _native  # noqa: PLC0415
-
-    return Engine(_native.DmaSpace, _native.DataPlane)
 
 
 class NetDevice:
@@ -100,7 +76,7 @@ class NetDevice:
             raise BackendError(f"{backend.name} serves {backend.queue_pairs} queue pairs, needed is 1")
         engine = engine or native_engine()
         self._lock = threading.RLock()
-        self._listeners: list[EventCallback] = []
+        self._events = Events()
         self._faults: list[Fault] = []
         self._closed = False
         self.backend = backend
@@ -119,15 +95,20 @@ class NetDevice:
             self.space,
             msix=self._msix,
             violations=self.violations,
-            emit=self._emit,
+            emit=self._events.emit,
             dma_hint=self._dma.hint,
         )
-        self._config = self._make_config()
-        self._bars = self._make_bars()
+        self._bars = make_bars(self._virtio, self._msix, self.violations)
+        self._config = make_config(
+            self.options,
+            self._msix,
+            BarAccess(self.region_read, self.region_write),
+            self.violations,
+            self.reset,
+        )
         self._monitor = Monitor(self._on_signal)
         self._monitor.watch(_PLANE, self._plane.event_fd())
-        self._control_bell: int | None = None
-        self._kick_fds = self._make_kick_fds()
+        self._kicks = Kicks(self.options, self._plane, self._monitor)
 
     def region_info(self, index: int) -> RegionInfo | None:
         """The region with this VFIO index (0 to 5 are BARs, 7 the configuration space).
@@ -192,11 +173,7 @@ class NetDevice:
 
     def doorbells(self) -> list[Doorbell]:
         """The doorbell of each queue, with the eventfd that does the same as a write to it."""
-        step = function.NOTIFY_OFF_MULTIPLIER
-        return [
-            Doorbell(self.options.profile.virtio_bar, function.NOTIFY_OFFSET + step * queue, 2, queue, fd)
-            for queue, fd in enumerate(self._kick_fds)
-        ]
+        return self._kicks.doorbells()
 
     def set_kick(self, queue: int, fd: int | None) -> None:
         """Take this eventfd (duplicated) as the queue's kick besides its doorbell; None: the doorbell only.
@@ -204,15 +181,7 @@ class NetDevice:
         Raises AccessError if there is no such queue or the descriptor is none to wait for.
         """
         with self._lock:
-            if not 0 <= queue < len(self._kick_fds):
-                raise AccessError(f"kick for queue {queue}: there are {len(self._kick_fds)}")
-            if queue != self.options.control_queue:
-                self._plane.set_kick(queue, fd)
-                return
-            try:
-                self._monitor.watch(_CONTROL_KICK, fd)
-            except OSError as error:
-                raise AccessError(f"kick for queue {queue}: fd {fd}: {error}", errno=error.errno) from error
+            self._kicks.set_kick(queue, fd)
 
     def reset(self) -> None:
         """Device reset. On return no DMA is in flight and the log is complete; maps and eventfds stay."""
@@ -226,10 +195,9 @@ class NetDevice:
         with self._lock:
             self.reset()
             self._msix.unbind_all()
-            for queue in range(len(self._kick_fds)):
-                self.set_kick(queue, None)
+            self._kicks.unset_all()
             self._dma.unmap_all()
-            self._emit("client_detached", {})
+            self._events.emit("client_detached", {})
 
     def install_fault(self, fault: Fault) -> None:
         """Make the device faulty from now on (resets do not mend it). Raises OptionError if it can't be."""
@@ -268,7 +236,7 @@ class NetDevice:
 
         It runs in the thread that caused the event, often with the device's lock held: it must not wait.
         """
-        self._listeners.append(callback)
+        self._events.listen(callback)
 
     def close(self) -> None:
         """Stop every queue and thread. Twice does no harm."""
@@ -283,8 +251,7 @@ class NetDevice:
             self.violations.refresh()
             self._plane.close()
             self._dma.unmap_all()
-            if self._control_bell is not None:
-                os.close(self._control_bell)
+            self._kicks.close()
 
     def __enter__(self) -> Self:
         return self
@@ -306,38 +273,6 @@ class NetDevice:
         if self._closed:
             raise StateError("the device is closed")
         return self._config if index == pci.CONFIG_REGION else self._bars[index]
-
-    def _make_config(self) -> ConfigSpace:
-        layout = function.function_layout(self.options, self._msix)
-        bars = BarAccess(self.region_read, self.region_write)
-        return ConfigSpace(layout, bars, self.violations, self.reset)
-
-    def _make_bars(self) -> dict[int, Bar]:
-        virtio, profile = self._virtio, self.options.profile
-        bar = Bar(f"bar{profile.virtio_bar}", function.virtio_bar_size(self.options), self.violations)
-        for offset, table, file in (
-            (function.COMMON_OFFSET, virtio_pci.COMMON_CFG, virtio.common),
-            (function.ISR_OFFSET, virtio_pci.ISR, virtio.isr),
-            (function.DEVICE_CFG_OFFSET, virtio_net.DEVICE_CFG, virtio.config),
-        ):
-            bar.add(offset, function.REGION_BYTES, RegisterBlock(table, file, self.violations))
-        notify = Notify(len(virtio.queues), virtio.kick, self.violations)
-        bar.add(function.NOTIFY_OFFSET, function.NOTIFY_BYTES, notify)
-        if virtio.lm is not None:
-            lm_block = RegisterBlock(profile.registers, virtio.lm, self.violations)
-            bar.add(function.LM_OFFSET, profile.registers.size, lm_block)
-        msix_bar = Bar(f"bar{profile.msix_bar}", self._msix.bar_size, self.violations)
-        msix_bar.add(0, self._msix.bar_size, self._msix)
-        return {profile.virtio_bar: bar, profile.msix_bar: msix_bar}
-
-    def _make_kick_fds(self) -> list[int]:
-        fds = [self._plane.kick_fd(queue) for queue in range(2 * self.options.queue_pairs)]
-        if self.options.control_queue is not None:
-            # Control commands are served by Python, so their doorbell wakes our thread, not a worker.
-            self._control_bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            self._monitor.watch(_CONTROL_BELL, self._control_bell)
-            fds.append(self._control_bell)
-        return fds
 
     def _vectors_bound(self, vectors: range) -> None:  # noqa: ARG002
         self._virtio.vectors_changed()
@@ -361,11 +296,3 @@ class NetDevice:
         where = "dma" if item.queue < 0 else f"queue {item.queue}"
         detail = "; ".join(text for text in (item.detail, self._dma.hint(item.value)) if text)
         return Violation(where, item.kind, item.value, item.clause, detail)
-
-    def _emit(self, name: str, info: dict[str, object]) -> None:
-        event = {"ns": time.monotonic_ns(), **info}
-        for callback in list(self._listeners):
-            try:
-                callback(name, event)
-            except Exception:
-                _logger.exception("a callback for device event %s failed", name)
