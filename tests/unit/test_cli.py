@@ -3,6 +3,7 @@
 
 import contextlib
 import json
+import os
 import re
 import select
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from vdpa_net import __version__
+from vdpa_net.cli.table import COMMANDS, Group
 from vdpa_net.errors import PeerGone
 from vdpa_net.transport.control import ControlClient
 
@@ -97,11 +99,87 @@ def test_the_version_is_the_packages() -> None:
     assert (done.returncode, done.stdout) == (0, f"vdpa-net {__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["serve", "driver", "vhost", "log-test", "migrate", "lab"])
-def test_every_command_has_help(command: str) -> None:
-    done = run(command, "--help")
+def command_names(group: Group, *words: str) -> Iterator[tuple[str, ...]]:
+    for name, entry in group.members.items():
+        yield (*words, name)
+        if isinstance(entry, Group):
+            yield from command_names(entry, *words, name)
+
+
+@pytest.mark.parametrize("words", list(command_names(COMMANDS)), ids=" ".join)
+def test_every_command_has_help(words: tuple[str, ...]) -> None:
+    done = run(*words, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert f"usage: vdpa-net {' '.join(words)} " in done.stdout
+
+
+def test_help_lists_every_command_with_what_it_is_for() -> None:
+    done = run("--help")
     assert done.returncode == 0
-    assert f"vdpa-net {command}" in done.stdout
+    for name, entry in COMMANDS.members.items():
+        assert re.search(rf"^  {name} +{entry.summary[:30]}", done.stdout, re.M)
+
+
+def test_without_a_command_there_is_help_and_exit_code_2() -> None:
+    done = run("lab")
+    assert done.returncode == 2
+    assert "build" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("serv",), "unknown command 'serv' (did you mean 'serve'?)"),
+        (("--verbose",), "unknown option '--verbose'"),
+        (("lab", "bot"), "vdpa-net lab: unknown command 'bot' (did you mean 'boot'?)"),
+        (("migrate", "--round", "3"), "'--round' (did you mean '--rounds'?)"),
+        (("migrate", "--rounds", "0"), "--rounds: '0'; expected a number from 1 on"),
+        (("migrate", "--rounds", "many"), "'many'; expected a number"),
+        (("migrate", "--transport", "tcp"), "'in-process', 'vfio-user'"),
+        (("lab", "build", "now"), "unexpected argument 'now'"),
+    ],
+)
+def test_wrong_usage_is_told_in_one_line(arguments: tuple[str, ...], words: str) -> None:
+    done = run(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("vdpa-net: error: ")
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+
+
+def test_a_reader_that_goes_away_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "vdpa_net", "--help"]
+    done = subprocess.run(
+        command, stdout=writer, stderr=subprocess.PIPE, check=False, timeout=DEADLINE_SECONDS
+    )
+    os.close(writer)
+    assert done.stderr == b""
+
+
+def test_serving_a_device_imports_nothing_that_draws_or_tests() -> None:
+    """Start to listening is to take 300 ms at most, and each of these costs a good part of that."""
+    command = [sys.executable, "-X", "importtime", "-m", "vdpa_net", "serve", "--socket", "/nowhere/x"]
+    done = subprocess.run(
+        [*command, "--netdev", NETDEV, "--device", DEVICE],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=DEADLINE_SECONDS,
+    )
+    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
+    assert "vdpa_net" in imported
+    assert not imported & {
+        "rich",
+        "typer",
+        "pydantic",
+        "pyroute2",
+        "qemu",
+        "asyncio",
+        "hypothesis",
+        "prometheus_client",
+    }
 
 
 @pytest.mark.parametrize(

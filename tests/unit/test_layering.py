@@ -15,7 +15,7 @@ LAYERS = ("cli", "lab", "driver", "transport", "device", "migration", "backend",
 
 FOR_ALL = {f"{PACKAGE}.errors", f"{PACKAGE}._native"}
 TESTING = "testing"
-MAY_USE_TESTING = {f"{PACKAGE}.cli"}
+MAY_USE_TESTING = {f"{PACKAGE}.cli.log_test"}
 """Only inside of a function: the command line offers one command that is a test."""
 
 
@@ -74,9 +74,10 @@ def test_imports_point_downwards(module: str, path: Path) -> None:
 
 
 def test_the_command_line_imports_testing_only_when_it_is_used() -> None:
-    tree = ast.parse((SOURCE / PACKAGE / "cli.py").read_text())
-    tree.body = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
-    assert not [name for name in imports(tree, f"{PACKAGE}.cli", is_package=False) if ".testing" in name]
+    for module in MAY_USE_TESTING:
+        tree = ast.parse((SOURCE / module.replace(".", "/")).with_suffix(".py").read_text())
+        tree.body = [node for node in tree.body if not isinstance(node, ast.FunctionDef)]
+        assert not [name for name in imports(tree, module, is_package=False) if ".testing" in name]
 
 
 @pytest.mark.parametrize(
@@ -91,7 +92,9 @@ def test_the_command_line_imports_testing_only_when_it_is_used() -> None:
         ("vdpa_net.wire.lm", "vdpa_net.options", False),
         ("vdpa_net.backend.tap", "vdpa_net._native", True),
         ("vdpa_net.device.net_device", "vdpa_net.testing.frames", False),
-        ("vdpa_net.serve", "vdpa_net.testing.frames", False),
+        ("vdpa_net.processes", "vdpa_net.testing.frames", False),
+        ("vdpa_net.cli.serve", "vdpa_net.testing.frames", False),
+        ("vdpa_net.cli.log_test", "vdpa_net.testing.log_test", True),
         ("vdpa_net.testing.frames", "vdpa_net.lab.side", True),
         ("vdpa_net.errors", "vdpa_net.wire.lm", False),
     ],

@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vdpa-net driver`: a vDPA driver for a device in another process."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vdpa_net.cli import options
+from vdpa_net.errors import OptionError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "--device", required=True, metavar="DEVICE", help="the device to drive: vfio-user:PATH"
+    )
+    options.add_vhost_socket(parser)
+    options.add_control(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Drive until told to end. Raises OptionError."""
+    from vdpa_net.processes import serve_driver  # noqa: PLC0415
+
+    kind, _, path = arguments.device.partition(":")
+    if kind != "vfio-user" or not path:
+        raise OptionError(f"--device: {arguments.device!r}; expected vfio-user:PATH")
+    serve_driver(Path(path), arguments.vhost_socket, arguments.control)
+    return 0

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vdpa_net.processes import DeviceRequest
+
+ACCELERATORS = ("auto", "kvm", "tcg")
+TRANSPORTS = ("in-process", "vfio-user")
+"""How a driver reaches the device."""
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """`--netdev`, `--device`, `--fault`, `--seed`: a device as `device_request` builds it."""
+    parser.add_argument(
+        "--netdev",
+        required=True,
+        metavar="NETDEV",
+        help="back end in QEMU's syntax: tap,id=..,ifname=.. or loopback,id=..",
+    )
+    parser.add_argument(
+        "--device",
+        required=True,
+        metavar="DEVICE",
+        help="device in QEMU's syntax: virtio-net-pci,netdev=..,mac=..,vdpa=on",
+    )
+    add_faults(parser)
+    add_seed(parser)
+
+
+def device_request(arguments: argparse.Namespace) -> DeviceRequest:
+    """The device that the options of `add_device` describe. Raises OptionError."""
+    from vdpa_net.migration.faults import parse_fault  # noqa: PLC0415
+    from vdpa_net.options import parse_device, parse_netdev  # noqa: PLC0415
+    from vdpa_net.processes import DeviceRequest  # noqa: PLC0415
+
+    faults = tuple(parse_fault(text, seed=arguments.seed) for text in arguments.fault)
+    return DeviceRequest(parse_netdev(arguments.netdev), parse_device(arguments.device), faults)
+
+
+def add_faults(parser: argparse.ArgumentParser) -> None:
+    """`--fault`, which can be given more than once."""
+    parser.add_argument(
+        "--fault",
+        action="append",
+        default=[],
+        metavar="FAULT",
+        help="make the device faulty: drop-dirty-mark=RATE or ring-state=vqN:+K; may be repeated",
+    )
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """`--seed`."""
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of everything that is left to chance"
+    )
+
+
+def add_vhost_socket(parser: argparse.ArgumentParser) -> None:
+    """`--vhost-socket`."""
+    parser.add_argument(
+        "--vhost-socket",
+        type=Path,
+        required=True,
+        metavar="PATH",
+        help="Unix socket for the vhost-user front end",
+    )
+
+
+def add_control(parser: argparse.ArgumentParser) -> None:
+    """`--control`."""
+    parser.add_argument(
+        "--control", type=Path, metavar="PATH", help="Unix socket that answers questions in JSON"
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """`--json`, a file for the result."""
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file, too")
+
+
+def add_machine(parser: argparse.ArgumentParser, *, min_memory_mib: int) -> None:
+    """`--qemu`, `--accel`, `--memory`, `--logs`: which virtual machine, and where its evidence goes."""
+    from vdpa_net.cli.parser import whole_number  # noqa: PLC0415
+
+    parser.add_argument("--qemu", metavar="QEMU", help="host, image or a path")
+    parser.add_argument(
+        "--accel", choices=ACCELERATORS, default="auto", help="what runs the guest's instructions"
+    )
+    parser.add_argument(
+        "--memory",
+        type=whole_number(min_memory_mib),
+        default=256,
+        metavar="MIB",
+        help="RAM of the guest in MiB",
+    )
+    parser.add_argument(
+        "--logs", type=Path, metavar="DIRECTORY", help="keep logs and evidence in this directory"
+    )
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write a result as JSON."""
+    import json  # noqa: PLC0415
+
+    path.write_text(json.dumps(value, indent=2) + "\n")

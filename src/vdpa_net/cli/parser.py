@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""argparse, with errors as the rest of the package reports them and help that fits a terminal."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterable, Sequence
+from typing import NoReturn
+
+from vdpa_net.errors import OptionError
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of one command. What is wrong with its arguments is raised as OptionError."""
+
+    def __init__(self, prog: str, summary: str, details: str = "") -> None:
+        super().__init__(
+            prog=prog,
+            description=summary,
+            epilog=details or None,
+            formatter_class=_Help,
+            allow_abbrev=False,
+        )
+
+    def parse(self, argv: Sequence[str]) -> argparse.Namespace:
+        """The arguments of a command. Raises OptionError; exits after `--help`."""
+        arguments, unknown = self.parse_known_args(argv)
+        if unknown:
+            options = (text for action in self._actions for text in action.option_strings)
+            self.error(f"unexpected argument {unknown[0]!r}{near(unknown[0].partition('=')[0], options)}")
+        return arguments
+
+    def error(self, message: str) -> NoReturn:
+        """Raise OptionError with the command's name."""
+        raise OptionError(f"{message} (see {self.prog} --help)")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Help texts in one column; `details` keep their line breaks."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=26)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        told = type(action.default) in (int, str) and action.default != argparse.SUPPRESS
+        return f"{action.help} (default: %(default)s)" if told and action.option_strings else action.help
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """A hint at the known name that is meant, for the end of a message; empty if none is close."""
+    import difflib  # noqa: PLC0415
+
+    match = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f" (did you mean {match[0]!r}?)" if match else ""
+
+
+def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
+    """A reader of numbers, decimal or with 0x, from `low` to `high` included."""
+    wanted = f"a number from {low}" + (f" to {high}" if high is not None else " on")
+
+    def read(text: str) -> int:
+        try:
+            value = int(text, 0)
+        except ValueError:
+            value = low - 1
+        if value < low or (high is not None and value > high):
+            raise argparse.ArgumentTypeError(f"{text!r}; expected {wanted}")
+        return value
+
+    return read
