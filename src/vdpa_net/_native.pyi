@@ -158,11 +158,16 @@ class DataPlane:
         """Stop every queue and thread."""
 
 class KickRelay:
-    """Forwards eventfd signals: whatever arrives at a source is written to its target. One thread."""
+    """Forwards eventfd signals: whatever arrives at a source reaches its target, or rings its doorbell.
+
+    One thread."""
 
     def __init__(self) -> None: ...
     def add(self, key: int, source: int, target: int) -> None:
         """Both fds are duplicated; replaces an earlier pair with this key."""
+
+    def add_doorbell(self, key: int, source: int, fd: int, offset: int, value: int) -> None:
+        """As `add`; a signal writes the 16-bit value, little-endian, at this offset of a file."""
 
     def remove(self, key: int) -> None: ...
     def close(self) -> None: ...

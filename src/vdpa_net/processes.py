@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+from vdpa_net.errors import OptionError
 from vdpa_net.migration.faults import Fault
 from vdpa_net.options import LoopbackNetdev, Netdev, NicDevice, check_pair
 from vdpa_net.qemu_arguments import attach_help
@@ -56,13 +57,28 @@ def serve_device(request: DeviceRequest, socket: Path, control: Path | None) -> 
         stop.wait()
 
 
-def serve_driver(device_socket: Path, vhost_socket: Path, control: Path | None) -> None:
-    """`vdpa-net driver`: the vDPA driver of a device behind a vfio-user socket, and its vhost socket."""
-    from vdpa_net.driver.vfio_user import VfioUserHandle  # noqa: PLC0415
+def open_handle(device: str) -> DeviceHandle:
+    """The device that `vfio-user:PATH` or `vfio:ADDRESS` names.
 
+    Raises OptionError, which says what to do where a PCI function is not ready, PeerGone, PeerError.
+    """
+    kind, _, place = device.partition(":")
+    if kind == "vfio-user" and place:
+        from vdpa_net.driver.vfio_user import VfioUserHandle  # noqa: PLC0415
+
+        return VfioUserHandle(place)
+    if kind == "vfio" and place:
+        from vdpa_net.driver.vfio import VfioHandle  # noqa: PLC0415
+
+        return VfioHandle(place)
+    raise OptionError(f"--device: {device!r}; expected vfio-user:PATH or vfio:ADDRESS (vfio:0000:01:00.0)")
+
+
+def serve_driver(device: str, vhost_socket: Path, control: Path | None) -> None:
+    """`vdpa-net driver`: the vDPA driver of a device that is elsewhere, and its vhost socket."""
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
-        handle = stack.enter_context(VfioUserHandle(device_socket))
+        handle = stack.enter_context(open_handle(device))
         methods = _build_driver(stack, handle, vhost_socket)
         _offer_control(stack, control, {**methods, "shutdown": stop.request})
         _say_listening(vhost_socket)

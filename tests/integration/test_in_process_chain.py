@@ -13,6 +13,7 @@ from vdpa_net.backend.loopback import Loopback
 from vdpa_net.device.net_device import NetDevice
 from vdpa_net.driver.handle import DeviceHandle
 from vdpa_net.driver.in_process import InProcessHandle
+from vdpa_net.driver.vfio import VfioHandle
 from vdpa_net.driver.vfio_user import VfioUserHandle
 from vdpa_net.errors import PeerError
 from vdpa_net.testing.dirty_log import DirtyLog
@@ -23,6 +24,7 @@ from vdpa_net.testing.guest_driver import GuestDriver
 from vdpa_net.testing.guest_memory import GuestMemory
 from vdpa_net.testing.net_queues import NetQueues
 from vdpa_net.testing.split_ring import SplitRing
+from vdpa_net.testing.vfio_kernel import FakeVfioKernel
 from vdpa_net.testing.vhost_side import VhostSide
 from vdpa_net.transport.vfio_user.server import VfioUserServer
 from vdpa_net.wire import virtio_net, virtio_pci
@@ -36,13 +38,16 @@ LOG_IOVA = 1 << 44
 # --- a guest's driver on the device ---------------------------------------------------------------
 
 
-@pytest.fixture(params=["in-process", "vfio-user"])
+@pytest.fixture(params=["in-process", "vfio-user", "vfio"])
 def handle(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[DeviceHandle]:
     with ExitStack() as stack:
         device = NetDevice(Loopback(), mac=MAC, mtu=1400)
         stack.callback(device.close)
         if request.param == "in-process":
             yield stack.enter_context(InProcessHandle(device))
+        elif request.param == "vfio":
+            kernel = FakeVfioKernel(device, tmp_path)
+            yield stack.enter_context(VfioHandle(kernel.address, system=kernel, sysfs=kernel.sysfs))
         else:
             stack.callback(VfioUserServer(tmp_path / "socket", device).stop)
             yield stack.enter_context(VfioUserHandle(tmp_path / "socket"))

@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Eventfd to eventfd, for kicks and calls that have to pass from one process' fds to another's.
+//! Eventfd to eventfd or to a doorbell register, for kicks and calls that have to pass from one process' fds to
+//! another's.
 
 use std::collections::HashMap;
+use std::fs::File;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -17,11 +20,50 @@ use crate::worker::{new_eventfd, spawn_quiet, Drained, Signal};
 // Entries carry a number of their own: a stale event of a replaced entry must not be taken for its successor's.
 const WAKE: u64 = 0;
 
+/// A register behind a file descriptor that is written by offset, such as a doorbell of a VFIO device.
+#[derive(Debug)]
+pub struct Doorbell {
+    file: File,
+    offset: u64,
+    value: u16,
+}
+
+impl Doorbell {
+    /// `value` is stored, little-endian, at `offset` of the file.
+    pub fn new(fd: OwnedFd, offset: u64, value: u16) -> Self {
+        Self {
+            file: fd.into(),
+            offset,
+            value,
+        }
+    }
+
+    /// Write once. A device that is gone refuses, which whoever drives it learns from its own requests.
+    fn ring(&self) {
+        let _ = self.file.write_at(&self.value.to_le_bytes(), self.offset);
+    }
+}
+
+#[derive(Debug)]
+enum Target {
+    Eventfd(Signal),
+    Doorbell(Doorbell),
+}
+
+impl Target {
+    fn reach(&self) {
+        match self {
+            Self::Eventfd(signal) => signal.raise(),
+            Self::Doorbell(doorbell) => doorbell.ring(),
+        }
+    }
+}
+
 #[derive(Debug)]
 struct Entry {
     key: i64,
     source: Signal,
-    target: Signal,
+    target: Target,
 }
 
 #[derive(Debug, Default)]
@@ -38,7 +80,7 @@ struct Shared {
     entries: Mutex<Entries>,
 }
 
-/// Whatever is signalled at a source is signalled at its target. One thread.
+/// Whatever is signalled at a source is signalled at its target, or rings its doorbell. One thread.
 #[derive(Debug)]
 pub struct KickRelay {
     shared: Arc<Shared>,
@@ -67,13 +109,22 @@ impl KickRelay {
     ///
     /// Errors: an fd that can't be waited on or takes no flags (the earlier pair is gone then), or a closed relay.
     pub fn add(&self, key: i64, source: OwnedFd, target: OwnedFd) -> Result<()> {
+        self.insert(key, source, Target::Eventfd(Signal::new(target)?))
+    }
+
+    /// Ring a doorbell for `source`; otherwise as [`KickRelay::add`].
+    pub fn add_doorbell(&self, key: i64, source: OwnedFd, doorbell: Doorbell) -> Result<()> {
+        self.insert(key, source, Target::Doorbell(doorbell))
+    }
+
+    fn insert(&self, key: i64, source: OwnedFd, target: Target) -> Result<()> {
         if self.shared.is_closed.load(Ordering::SeqCst) {
             return Err(Error::State("the relay is closed".into()));
         }
         let entry = Entry {
             key,
             source: Signal::new(source)?,
-            target: Signal::new(target)?,
+            target,
         };
         let mut entries = self.shared.entries.lock();
         self.shared.remove_from(&mut entries, key);
@@ -148,7 +199,7 @@ impl Shared {
             return;
         };
         match entry.source.drain() {
-            Drained::Count(_) => entry.target.raise(),
+            Drained::Count(_) => entry.target.reach(),
             Drained::Empty => {}
             Drained::Gone => self.forget(entry.source.as_raw_fd()),
         }

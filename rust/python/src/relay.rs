@@ -27,6 +27,22 @@ impl KickRelay {
             .map_err(|error| convert::to_py(py, &error))
     }
 
+    fn add_doorbell(
+        &self,
+        py: Python<'_>,
+        key: i64,
+        source: i32,
+        fd: i32,
+        offset: u64,
+        value: u16,
+    ) -> PyResult<()> {
+        let source = convert::duplicate(py, source, "StateError")?;
+        let fd = convert::duplicate(py, fd, "StateError")?;
+        let doorbell = relay::Doorbell::new(fd, offset, value);
+        py.detach(|| self.relay.add_doorbell(key, source, doorbell))
+            .map_err(|error| convert::to_py(py, &error))
+    }
+
     fn remove(&self, py: Python<'_>, key: i64) {
         py.detach(|| self.relay.remove(key));
     }

@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from vdpa_net.cli import options
-from vdpa_net.errors import OptionError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "--device", required=True, metavar="DEVICE", help="the device to drive: vfio-user:PATH"
+        "--device",
+        required=True,
+        metavar="DEVICE",
+        help="the device to drive: vfio-user:PATH, or vfio:ADDRESS of a PCI function",
     )
     options.add_vhost_socket(parser)
     options.add_control(parser)
@@ -23,8 +24,5 @@ def run(arguments: argparse.Namespace) -> int:
     """Drive until told to end. Raises OptionError."""
     from vdpa_net.processes import serve_driver  # noqa: PLC0415
 
-    kind, _, path = arguments.device.partition(":")
-    if kind != "vfio-user" or not path:
-        raise OptionError(f"--device: {arguments.device!r}; expected vfio-user:PATH")
-    serve_driver(Path(path), arguments.vhost_socket, arguments.control)
+    serve_driver(arguments.device, arguments.vhost_socket, arguments.control)
     return 0

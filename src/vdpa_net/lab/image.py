@@ -29,7 +29,7 @@ from vdpa_net.lab.progress import ProgressCallback, silent
 SUITE = "trixie"
 TOOLS = ("busybox-static", "kmod", "iproute2", "iperf3", "ethtool", "python3", "dpdk", "xz-utils")
 MACHINE_PACKAGES: Mapping[str, tuple[str, ...]] = {
-    "x86_64": ("linux-image-amd64", "qemu-system-x86", "seabios", "ovmf"),
+    "x86_64": ("linux-image-amd64", "qemu-system-x86", "seabios", "ovmf", "librte-vdpa-ifc25"),
     "aarch64": ("linux-image-arm64", "qemu-system-arm", "qemu-efi-aarch64"),
 }
 PREFERENCES = f"""\
