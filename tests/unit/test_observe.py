@@ -7,15 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from vdpa_net.lab.migration import condensed
-from vdpa_net.lab.observe import (
+from vdpa_net.lab.migrate.observe import (
     GuestProgress,
     QueueObservations,
     Round,
     traffic_lines,
     wire_values,
 )
-from vdpa_net.lab.traffic import Direction, TrafficReport
+from vdpa_net.lab.migrate.run import condensed
+from vdpa_net.lab.traffic.reception import Direction, TrafficReport
 from vdpa_net.migration.checks import AuditFindings
 from vdpa_net.migration.verdict import Line, Outcome
 

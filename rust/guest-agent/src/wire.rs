@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The datagrams of the lab's traffic: the tables in `vdpa_net/lab/traffic.py` are the reference, a test
+//! The datagrams of the lab's traffic: the tables in `vdpa_net/lab/traffic/format.py` are the reference, a test
 //! runs both against each other.
 
 use crate::crc::crc32;

@@ -36,7 +36,8 @@ def run(arguments: argparse.Namespace) -> int:
     """The exit code of the verdict."""
     from rich.console import Console  # noqa: PLC0415
 
-    from vdpa_net.lab.migration import MigrateOptions, run_migrate  # noqa: PLC0415
+    from vdpa_net.lab.migrate.options import MigrateOptions  # noqa: PLC0415
+    from vdpa_net.lab.migrate.run import run_migrate  # noqa: PLC0415
 
     asked = MigrateOptions(
         rounds=arguments.rounds,

@@ -25,23 +25,20 @@ from types import TracebackType
 from typing import Self
 
 from vdpa_net.errors import LabError, StateError
-from vdpa_net.lab.traffic import (
+from vdpa_net.lab.traffic.format import (
     BODY_OFFSET,
     PAIR,
     QUERY_BODY,
     START_BODY,
     STATE_BODY,
     SUMMARY,
-    Direction,
     Filler,
     Kind,
     Operation,
-    Reception,
-    TrafficReport,
-    intervals_to_numbers,
     pack_datagram,
     unpack_datagram,
 )
+from vdpa_net.lab.traffic.reception import Direction, Reception, TrafficReport, intervals_to_numbers
 
 SOCKET_BUFFER_BYTES = 8 << 20
 RETRY_SECONDS = 0.25

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vdpa_net.lab.traffic import Direction, TrafficReport
+from vdpa_net.lab.traffic.reception import Direction, TrafficReport
 from vdpa_net.migration.checks import (
     AuditFindings,
     check_audit_findings,

@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from vdpa_net.errors import PeerError
+from vdpa_net.lab.migrate.topology import HostedGuest
 from vdpa_net.lab.qmp import Event
-from vdpa_net.lab.topology import HostedGuest
 from vdpa_net.migration.checks import PAGE_BYTES
 
 PHASE_SECONDS = 120

@@ -8,67 +8,26 @@ import shutil
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from vdpa_net.errors import LabError, OptionError
+from vdpa_net.errors import LabError
 from vdpa_net.lab import accelerator, guest, image, quirks
-from vdpa_net.lab.endpoint import TrafficEndpoint
+from vdpa_net.lab.migrate.observe import Round
+from vdpa_net.lab.migrate.options import MigrateOptions
+from vdpa_net.lab.migrate.switchover import RoundOptions, RoundRunner
+from vdpa_net.lab.migrate.topology import FlatTopology, TopologyOptions
 from vdpa_net.lab.network import GUEST_ADDRESS, LAB_ADDRESS, enter_private_network
-from vdpa_net.lab.observe import Round
 from vdpa_net.lab.progress import ProgressCallback, shown_on
-from vdpa_net.lab.ram import GuestRam
-from vdpa_net.lab.switchover import RoundOptions, RoundRunner
-from vdpa_net.lab.topology import FlatTopology, TopologyOptions
-from vdpa_net.lab.traffic import DEFAULT_PORT
-from vdpa_net.migration.faults import parse_fault
+from vdpa_net.lab.traffic.endpoint import TrafficEndpoint
+from vdpa_net.lab.traffic.format import DEFAULT_PORT
 from vdpa_net.migration.verdict import Line, Outcome, Verdict
 
-TRANSPORTS = ("in-process", "vfio-user")
-MINIMUM_PAGES = 64
 MAX_LISTED_ROUNDS = 2
 SCHEMA = 1
-
-
-@dataclass(frozen=True)
-class MigrateOptions:
-    """What to migrate and how.
-
-    `rounds` alternate between two kinds: one compares RAM while both machines stand still, the next times
-    the gap. `qemu` is "host", "image", a path, or None for the host's. `minimum_pages` is how many pages the
-    device has to write after the first pass for a round to count. `keep` keeps the logs of a run that passed.
-    """
-
-    rounds: int = 2
-    transport: str = "in-process"
-    seed: int = 0
-    faults: tuple[str, ...] = ()
-    qemu: str | None = None
-    accel: str = "auto"
-    memory_mib: int = 256
-    rate_pps: int = 1000
-    minimum_pages: int = MINIMUM_PAGES
-    json_path: Path | None = None
-    directory: Path | None = None
-    keep: bool = False
-    cache: Path | None = None
-
-    def check(self) -> None:
-        """Raises OptionError, naming the value."""
-        if self.rounds < 1:
-            raise OptionError(f"rounds {self.rounds}: expected 1 or more")
-        if self.transport not in TRANSPORTS:
-            raise OptionError(f"transport {self.transport!r}: expected {' or '.join(TRANSPORTS)}")
-        if not 128 <= self.memory_mib <= GuestRam.LOW_RAM_BYTES >> 20:
-            raise OptionError(f"memory {self.memory_mib} MiB: expected 128..{GuestRam.LOW_RAM_BYTES >> 20}")
-        if not 1 <= self.rate_pps <= 100_000:
-            raise OptionError(f"rate {self.rate_pps} packets/s: expected 1..100000")
-        for text in self.faults:
-            parse_fault(text, seed=self.seed)
 
 
 def run_migrate(options: MigrateOptions, console: Console | None = None) -> int:

@@ -20,7 +20,7 @@ from vdpa_net.lab.network import GUEST_ADDRESS, LAB_ADDRESS, LAB_MAC, PREFIX_LEN
 from vdpa_net.lab.program import Program
 from vdpa_net.lab.ram import GuestRam
 from vdpa_net.lab.side import Side, SideOptions
-from vdpa_net.lab.traffic import DEFAULT_PORT
+from vdpa_net.lab.traffic.format import DEFAULT_PORT
 
 GUEST_MAC = "56:4a:b7:4f:4d:a9"
 SIDE_NAMES = ("A", "B")

@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vdpa_net.errors import LabError, StateError, VdpaNetError
-from vdpa_net.lab.endpoint import TrafficEndpoint
-from vdpa_net.lab.observe import (
+from vdpa_net.lab.migrate.observe import (
     RING_NAMES,
     USED_IDX_OFFSET_BYTES,
     GuestProgress,
@@ -26,10 +25,11 @@ from vdpa_net.lab.observe import (
     traffic_lines,
     wire_values,
 )
-from vdpa_net.lab.precopy import Load, Precopy, is_final
+from vdpa_net.lab.migrate.precopy import Load, Precopy, is_final
+from vdpa_net.lab.migrate.topology import FlatTopology, HostedGuest
 from vdpa_net.lab.progress import ProgressCallback
 from vdpa_net.lab.ram import GuestRam
-from vdpa_net.lab.topology import FlatTopology, HostedGuest
+from vdpa_net.lab.traffic.endpoint import TrafficEndpoint
 from vdpa_net.migration.checks import PAGE_BYTES, AuditFindings, differing_pages
 
 PHASE_SECONDS = 120
