@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from vdpa_net.errors import OptionError
+from vdpa_net.wire.lm import Profile
 from vdpa_net.wire.virtio_net import MTU_MAX, MTU_MIN, QEMU_PROPERTIES, QUEUE_SIZE_MAX
 
 Reader = Callable[[str], object]
@@ -50,7 +51,8 @@ Netdev = TapNetdev | LoopbackNetdev
 class NicDevice:
     """`virtio-net-pci`: what the guest is to see. `bus` and `addr` go into the printed QEMU arguments.
 
-    `disabled_features` are the property names of the features that are switched off.
+    `disabled_features` are the property names of the features that are switched off; `profile` is no property
+    of QEMU's, so it comes from an option of its own.
     """
 
     netdev: str = ""
@@ -66,6 +68,7 @@ class NicDevice:
     tx_queue_size: int = 256
     vectors: int | None = None
     disabled_features: frozenset[str] = field(default_factory=frozenset)
+    profile: str | Profile = "vdpa"
 
 
 def parse_netdev(text: str) -> Netdev:

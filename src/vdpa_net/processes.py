@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from vdpa_net.backend import Backend
     from vdpa_net.device.net_device import NetDevice
     from vdpa_net.driver.handle import DeviceHandle
+    from vdpa_net.wire.lm import Profile
 
 Methods = Mapping[str, Callable[..., object]]
 
@@ -74,12 +75,14 @@ def open_handle(device: str) -> DeviceHandle:
     raise OptionError(f"--device: {device!r}; expected vfio-user:PATH or vfio:ADDRESS (vfio:0000:01:00.0)")
 
 
-def serve_driver(device: str, vhost_socket: Path, control: Path | None) -> None:
+def serve_driver(
+    device: str, vhost_socket: Path, control: Path | None, profile: Profile | None = None
+) -> None:
     """`vdpa-net driver`: the vDPA driver of a device that is elsewhere, and its vhost socket."""
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopRequest())
         handle = stack.enter_context(open_handle(device))
-        methods = _build_driver(stack, handle, vhost_socket)
+        methods = _build_driver(stack, handle, vhost_socket, profile)
         _offer_control(stack, control, {**methods, "shutdown": stop.request})
         _say_listening(vhost_socket)
         stop.wait()
@@ -93,7 +96,8 @@ def serve_vhost(request: DeviceRequest, vhost_socket: Path, control: Path | None
         stop = stack.enter_context(StopRequest())
         device = _build_device(stack, request)
         handle = stack.enter_context(InProcessHandle(device))
-        methods = {**device_methods(stack, device), **_build_driver(stack, handle, vhost_socket)}
+        driver_methods = _build_driver(stack, handle, vhost_socket, device.options.profile)
+        methods = {**device_methods(stack, device), **driver_methods}
         _offer_control(stack, control, {**methods, "shutdown": stop.request})
         _say_listening(vhost_socket)
         stop.wait()
@@ -118,6 +122,7 @@ def make_device(device: NicDevice, backend: Backend) -> NetDevice:
         backend,
         mac=device.mac,
         mtu=device.host_mtu,
+        profile=device.profile,
         vdpa=device.vdpa,
         iommu_platform=device.iommu_platform,
         ats=device.ats,
@@ -214,12 +219,14 @@ def _build_device(stack: contextlib.ExitStack, request: DeviceRequest) -> NetDev
     return device
 
 
-def _build_driver(stack: contextlib.ExitStack, handle: DeviceHandle, vhost_socket: Path) -> Methods:
+def _build_driver(
+    stack: contextlib.ExitStack, handle: DeviceHandle, vhost_socket: Path, profile: Profile | None
+) -> Methods:
     from vdpa_net.driver.vdpa_driver import VdpaDriver  # noqa: PLC0415
     from vdpa_net.driver.vhost_backend import VhostBackend  # noqa: PLC0415
     from vdpa_net.transport.vhost_user.server import VhostUserServer  # noqa: PLC0415
 
-    driver = VdpaDriver(handle)
+    driver = VdpaDriver(handle, profile)
     server = stack.enter_context(VhostUserServer(vhost_socket, VhostBackend(driver), on_error=_say_error))
     return {"evidence": driver.evidence, "wire_log": server.wire_log}
 

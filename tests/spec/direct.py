@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from vdpa_net.backend.loopback import Loopback
+from vdpa_net.device.function import lm_place
 from vdpa_net.device.net_device import NetDevice
 from vdpa_net.testing.dirty_log import DirtyLog
 from vdpa_net.testing.guest_driver import WANTED, GuestDriver
@@ -95,6 +96,8 @@ class Rig:
             first_index=first_index,
         )
         self.violations = self.device.violations
+        self.profile = self.device.options.profile
+        self.lm_bar, self.lm_offset = lm_place(self.profile)
 
     def close(self) -> None:
         self.device.close()
@@ -104,21 +107,24 @@ class Rig:
 
     def read(self, offset: int, size: int = 4) -> int:
         """An LM register."""
-        return int.from_bytes(self.device.region_read(4, BLOCK + offset, size), "little")
+        return int.from_bytes(self.device.region_read(self.lm_bar, self.lm_offset + offset, size), "little")
 
     def write(self, offset: int, value: int, size: int = 4) -> None:
         """Write an LM register."""
-        self.device.region_write(4, BLOCK + offset, value.to_bytes(size, "little"))
+        self.device.region_write(self.lm_bar, self.lm_offset + offset, value.to_bytes(size, "little"))
 
     def common(self, name: str) -> int:
         """A field of the common configuration."""
         register = COMMON_CFG[name]
-        return int.from_bytes(self.device.region_read(4, register.offset, register.width), "little")
+        return int.from_bytes(
+            self.device.region_read(self.profile.virtio_bar, register.offset, register.width), "little"
+        )
 
     def set_common(self, name: str, value: int) -> None:
         """Write a field of the common configuration."""
         register = COMMON_CFG[name]
-        self.device.region_write(4, register.offset, value.to_bytes(register.width, "little"))
+        data = value.to_bytes(register.width, "little")
+        self.device.region_write(self.profile.virtio_bar, register.offset, data)
 
     def map_log(self, iova: int = LOG_IOVA, log: DirtyLog | None = None) -> int:
         """Map a log; returns its end address."""
@@ -156,7 +162,7 @@ class Rig:
         self.set_common("queue_select", queue)
         self.set_common("queue_enable", 0)
         assert self.common("queue_enable") == 0
-        return self.read(RING_STATE + 4 * queue)
+        return self.read(self.profile.ring_state(queue))
 
     def kinds(self) -> list[str]:
         """What was recorded, in order."""

@@ -332,7 +332,7 @@ def test_disabled_feature_takes_along_what_requires_it(disabled: set[str], gone:
         ({"rx_queue_size": 300}, "power of 2"),
         ({"tx_queue_size": 65536}, "power of 2"),
         ({"vectors": 0}, "1 to 2048"),
-        ({"profile": "ifc"}, "there is vdpa"),
+        ({"profile": "ifc"}, "there are vdpa, ifcvf, ifcvf-linux"),
     ],
 )
 def test_impossible_options_are_refused_by_name(options: dict[str, object], message: str) -> None:

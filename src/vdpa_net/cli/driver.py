@@ -16,6 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DEVICE",
         help="the device to drive: vfio-user:PATH, or vfio:ADDRESS of a PCI function",
     )
+    options.add_profile(parser, default=None)
     options.add_vhost_socket(parser)
     options.add_control(parser)
 
@@ -23,6 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Drive until told to end. Raises OptionError."""
     from vdpa_net.processes import serve_driver  # noqa: PLC0415
+    from vdpa_net.profiles import find_profile  # noqa: PLC0415
 
-    serve_driver(arguments.device, arguments.vhost_socket, arguments.control)
+    profile = find_profile(arguments.profile) if arguments.profile else None
+    serve_driver(arguments.device, arguments.vhost_socket, arguments.control, profile)
     return 0

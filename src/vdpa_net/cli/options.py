@@ -16,7 +16,7 @@ TRANSPORTS = ("in-process", "vfio-user")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """`--netdev`, `--device`, `--fault`, `--seed`: a device as `device_request` builds it."""
+    """`--netdev`, `--device`, `--profile`, `--fault`, `--seed`: a device as `device_request` builds it."""
     parser.add_argument(
         "--netdev",
         required=True,
@@ -29,18 +29,34 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         metavar="DEVICE",
         help="device in QEMU's syntax: virtio-net-pci,netdev=..,mac=..,vdpa=on",
     )
+    add_profile(parser, default="vdpa")
     add_faults(parser)
     add_seed(parser)
 
 
 def device_request(arguments: argparse.Namespace) -> DeviceRequest:
     """The device that the options of `add_device` describe. Raises OptionError."""
+    from dataclasses import replace  # noqa: PLC0415
+
     from vdpa_net.migration.faults import parse_fault  # noqa: PLC0415
     from vdpa_net.options import parse_device, parse_netdev  # noqa: PLC0415
     from vdpa_net.processes import DeviceRequest  # noqa: PLC0415
+    from vdpa_net.profiles import find_profile  # noqa: PLC0415
 
     faults = tuple(parse_fault(text, seed=arguments.seed) for text in arguments.fault)
-    return DeviceRequest(parse_netdev(arguments.netdev), parse_device(arguments.device), faults)
+    device = replace(parse_device(arguments.device), profile=find_profile(arguments.profile))
+    return DeviceRequest(parse_netdev(arguments.netdev), device, faults)
+
+
+def add_profile(parser: argparse.ArgumentParser, *, default: str | None) -> None:
+    """`--profile`; without a default a driver finds it out from the device's subsystem id."""
+    parser.add_argument(
+        "--profile",
+        default=default,
+        metavar="PROFILE",
+        help="layout of the LM registers: vdpa, ifcvf, ifcvf-linux, or MODULE:NAME in Python"
+        + ("" if default else " (default: what the device's subsystem id tells)"),
+    )
 
 
 def add_faults(parser: argparse.ArgumentParser) -> None:

@@ -31,7 +31,9 @@ def make_config(
 def make_bars(virtio: VirtioNet, msix: Msix, violations: ViolationLog) -> dict[int, Bar]:
     """The BARs by index, with the register blocks in their places."""
     profile = virtio.options.profile
-    bar = Bar(f"bar{profile.virtio_bar}", function.virtio_bar_size(virtio.options), violations)
+    sizes = function.bar_sizes(virtio.options, msix.bar_size)
+    bars = {index: Bar(f"bar{index}", size, violations) for index, size in sizes.items()}
+    bar = bars[profile.virtio_bar]
     for offset, table, file in (
         (function.COMMON_OFFSET, virtio_pci.COMMON_CFG, virtio.common),
         (function.ISR_OFFSET, virtio_pci.ISR, virtio.isr),
@@ -40,9 +42,9 @@ def make_bars(virtio: VirtioNet, msix: Msix, violations: ViolationLog) -> dict[i
         bar.add(offset, function.REGION_BYTES, RegisterBlock(table, file, violations))
     notify = Notify(len(virtio.queues), virtio.kick, violations)
     bar.add(function.NOTIFY_OFFSET, function.NOTIFY_BYTES, notify)
+    bars[profile.msix_bar].add(0, msix.bar_size, msix)
     if virtio.lm is not None:
+        lm_bar, lm_offset = function.lm_place(profile)
         lm_block = RegisterBlock(profile.registers, virtio.lm, violations)
-        bar.add(function.LM_OFFSET, profile.registers.size, lm_block)
-    msix_bar = Bar(f"bar{profile.msix_bar}", msix.bar_size, violations)
-    msix_bar.add(0, msix.bar_size, msix)
-    return {profile.virtio_bar: bar, profile.msix_bar: msix_bar}
+        bars[lm_bar].add(lm_offset, profile.registers.size, lm_block)
+    return bars

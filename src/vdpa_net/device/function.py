@@ -7,13 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from vdpa_net.device.msix import Msix, power_of_two
+from vdpa_net.device.msix import PAGE, Msix, power_of_two
 from vdpa_net.device.options import NetOptions
 from vdpa_net.device.pci import FunctionLayout, Identity, VirtioRegion
 from vdpa_net.device.registers import RegisterBlock, Storage
 from vdpa_net.migration.violations import ViolationLog
 from vdpa_net.wire import virtio_net, virtio_pci
 from vdpa_net.wire.layout import RegisterMap
+from vdpa_net.wire.lm import Profile
 
 CLASS_ETHERNET: Final = 0x020000
 REVISION: Final = 1
@@ -97,10 +98,19 @@ class Bar:
             yield 0, position, end, self._nothing
 
 
-def virtio_bar_size(options: NetOptions) -> int:
-    """Size of the BAR with the virtio regions, and the LM block behind them with vdpa=on."""
-    lm_here = options.vdpa and options.profile.lm_bar is None
-    return power_of_two(LM_OFFSET + (options.profile.registers.size if lm_here else 0))
+def lm_place(profile: Profile) -> tuple[int, int]:
+    """BAR and offset of the LM block."""
+    return (profile.virtio_bar, LM_OFFSET) if profile.lm_bar is None else (profile.lm_bar, 0)
+
+
+def bar_sizes(options: NetOptions, msix_bytes: int) -> dict[int, int]:
+    """Size of each BAR, a power of two and at least a page, so that it can be mapped alone."""
+    profile = options.profile
+    ends = {profile.virtio_bar: LM_OFFSET, profile.msix_bar: msix_bytes}
+    if options.vdpa:
+        bar, offset = lm_place(profile)
+        ends[bar] = offset + profile.registers.size
+    return {bar: power_of_two(max(PAGE, end)) for bar, end in sorted(ends.items())}
 
 
 def function_layout(options: NetOptions, msix: Msix) -> FunctionLayout:
@@ -121,7 +131,8 @@ def function_layout(options: NetOptions, msix: Msix) -> FunctionLayout:
             subsystem_id=profile.subsystem_id,
             class_code=CLASS_ETHERNET,
         ),
-        bar_sizes={profile.virtio_bar: virtio_bar_size(options), profile.msix_bar: msix.bar_size},
+        bar_sizes=bar_sizes(options, msix.bar_size),
+        narrow=frozenset({profile.msix_bar}),
         prefetchable=frozenset({profile.virtio_bar}),
         regions=tuple(
             VirtioRegion(kind, profile.virtio_bar, start, length) for kind, start, length in regions

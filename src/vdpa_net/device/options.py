@@ -98,11 +98,27 @@ def check_options(
         vectors=default_vectors if vectors is None else vectors,
         features=_offered(iommu_platform, disabled_features),
     )
+    _check_profile(options)
     if not 1 <= options.vectors <= pci.MSIX_MAX_VECTORS:
         raise OptionError(
             f"vectors takes 1 to {pci.MSIX_MAX_VECTORS} (virtio 1.3, 4.1.5.1.2.1), got {vectors}"
         )
     return options
+
+
+def _check_profile(options: NetOptions) -> None:
+    profile, queues = options.profile, len(options.queue_sizes)
+    if not options.vdpa:
+        return
+    if queues > profile.max_queues:
+        raise OptionError(
+            f"profile {profile.name} has room for {profile.max_queues} queues,"
+            f" {options.queue_pairs} pairs and the control queue are {queues}"
+        )
+    if profile.control_queue and options.control_queue is None:
+        raise OptionError(
+            f"profile {profile.name} needs ctrl_vq=on: its driver offers (num_queues - 1) / 2 queue pairs"
+        )
 
 
 def _offered(iommu_platform: bool, disabled_features: frozenset[str]) -> int:

@@ -67,11 +67,12 @@ class BarAccess:
 class FunctionLayout:
     """Everything that the configuration space is built from.
 
-    BAR sizes in bytes, powers of two, by BAR index.
+    BAR sizes in bytes, powers of two, by BAR index; those in `narrow` are of 32 bits, the others of 64.
     """
 
     identity: Identity
     bar_sizes: Mapping[int, int]
+    narrow: frozenset[int]
     prefetchable: frozenset[int]
     regions: tuple[VirtioRegion, ...]
     notify_off_multiplier: int
@@ -163,12 +164,15 @@ def _registers(layout: FunctionLayout, capabilities: CapabilityList) -> list[Reg
 
 def _bar(layout: FunctionLayout, index: int) -> Register:
     # The size is what sizing finds: address bits below it are hardwired to 0 (PCIe 7.5.1.2.1).
-    kind = pci.BAR_TYPE_64 | (pci.BAR_PREFETCHABLE if index in layout.prefetchable else 0)
-    mask = ((1 << 64) - 1) & ~(layout.bar_sizes[index] - 1) & ~0xF
+    width = 4 if index in layout.narrow else 8
+    kind = pci.BAR_TYPE_64 if width == 8 else 0
+    if index in layout.prefetchable:
+        kind |= pci.BAR_PREFETCHABLE
+    mask = ((1 << 8 * width) - 1) & ~(layout.bar_sizes[index] - 1) & ~0xF
     return Register(
         f"pci.bar{index}",
         pci.BAR_BASE + 4 * index,
-        8,
+        width,
         reset=kind,
         clause="PCIe 7.5.1.2.1",
         writable_mask=mask,

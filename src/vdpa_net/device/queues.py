@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -15,6 +16,8 @@ from vdpa_net.wire.virtio_pci import MSI_NO_VECTOR
 if TYPE_CHECKING:
     from vdpa_net._native import DataPlane, DmaSpace
 
+_USED_IDX = 2  # offset of idx in the used ring (virtio 1.3, 2.7.8)
+
 Emit = Callable[[str, dict[str, object]], None]
 
 
@@ -22,7 +25,8 @@ Emit = Callable[[str, dict[str, object]], None]
 class Queue:
     """Registers of one virtqueue.
 
-    `last_avail_idx` and `used_idx` are where it starts, or where it stopped.
+    `last_avail_idx` and `used_idx` are where it starts, or where it stopped. With `used_idx_from_ring` only
+    the former was given.
     """
 
     index: int
@@ -36,6 +40,7 @@ class Queue:
     last_avail_idx: int = 0
     used_idx: int = 0
     state_written: bool = False
+    used_idx_from_ring: bool = False
     started: bool = False
     stopped: bool = False
 
@@ -74,6 +79,7 @@ class QueueSet:
 
         Raises DmaError or StateError; the queue then does not run.
         """
+        self._complete(queue)
         restored = queue.state_written and (queue.last_avail_idx, queue.used_idx) != (0, 0)
         if queue.state_written and not restored:
             self._check_used_idx(queue)
@@ -122,20 +128,32 @@ class QueueSet:
         """Whether ring state is that of a queue that ran and was stopped."""
         return self._queues[queue].stopped
 
-    def restore(self, queue: int, value: int) -> bool:
-        """Let a queue start at this LM_RING_STATE; False if it is enabled."""
+    def restore(self, queue: int, value: int, *, used_idx_from_ring: bool = False) -> bool:
+        """Let a queue start at this LM_RING_STATE; False if it is enabled.
+
+        `used_idx_from_ring`: the used half was not written. If no earlier write gave it, the ring does.
+        """
         item = self._queues[queue]
         if item.enabled:
             return False
+        item.used_idx_from_ring = used_idx_from_ring and (item.used_idx_from_ring or not item.state_written)
         item.last_avail_idx, item.used_idx = unpack_ring_state(value)
         item.state_written = True
         item.stopped = False
         return True
 
+    def _complete(self, queue: Queue) -> None:
+        if not queue.used_idx_from_ring:
+            return
+        queue.used_idx_from_ring = False
+        # A ring that can't be read is reported by the start.
+        with contextlib.suppress(DmaError):
+            queue.used_idx = int.from_bytes(self._space.read(queue.device + _USED_IDX, 2), "little")
+
     def _check_used_idx(self, queue: Queue) -> None:
         # To the data plane a written initial state is a fresh start; any other one it checks itself.
         try:
-            used_idx = int.from_bytes(self._space.read(queue.device + 2, 2), "little")
+            used_idx = int.from_bytes(self._space.read(queue.device + _USED_IDX, 2), "little")
         except DmaError:
             return  # start_queue reports rings that are not mapped
         if used_idx:

@@ -63,7 +63,11 @@ class VirtioNet:
             options.mac, options.mtu, options.queue_pairs, options.features, self._new_generation
         )
         self.control = ControlQueue(self.config, lambda: self.common.features, violations)
-        self.lm = LmBlock(options.profile, space, self.queues, violations, emit) if options.vdpa else None
+        self.lm = (
+            LmBlock(options.profile, space, self.queues, violations, emit, set_pairs=self._set_pairs)
+            if options.vdpa
+            else None
+        )
         self.announcer = Announcer(plane.transmit, self._announced)
         backend.set_carrier(False)
 
@@ -172,6 +176,12 @@ class VirtioNet:
         """Stop what is under way and take the link down."""
         self.announcer.cancel()
         self._carrier_off()
+
+    def _set_pairs(self, pairs: int) -> bool:
+        if pairs > self.options.queue_pairs:
+            return False
+        self._emit("queue_pairs", {"pairs": pairs})
+        return True
 
     def _start(self, queue: Queue) -> bool:
         """Start an enabled queue; whether its ring state was a restored one."""

@@ -14,7 +14,7 @@ from vdpa_net.driver.handle import DeviceHandle
 from vdpa_net.errors import ProtocolError
 from vdpa_net.wire import pci, virtio_pci
 from vdpa_net.wire.layout import Register, RegisterMap
-from vdpa_net.wire.lm import Profile
+from vdpa_net.wire.lm import Profile, profile_by_subsystem
 
 _HEADER_END = 0x100
 _TABLE_SIZE_MASK = 0x7FF
@@ -31,7 +31,7 @@ class Window:
 
 @dataclass(frozen=True)
 class VirtioFunction:
-    """The structures of a function; `lm` is the live-migration register block."""
+    """The structures of a function; `lm` is the live-migration register block, laid out as `profile` says."""
 
     common: Window
     notify: Window
@@ -39,12 +39,17 @@ class VirtioFunction:
     isr: Window
     device: Window
     lm: Window
+    profile: Profile
     num_vectors: int
     msix_control_offset: int
 
 
-def scan(handle: DeviceHandle, profile: Profile) -> VirtioFunction:
-    """Find everything. Raises ProtocolError for what is missing or impossible."""
+def scan(handle: DeviceHandle, profile: Profile | None = None) -> VirtioFunction:
+    """Find everything. Without a profile the subsystem id tells it.
+
+    Raises ProtocolError for what is missing or impossible, OptionError for a subsystem id of no profile.
+    """
+    profile = profile or _profile(handle)
     found: dict[int, Window] = {}
     multiplier = 0
     msix: tuple[int, int] | None = None
@@ -70,9 +75,17 @@ def scan(handle: DeviceHandle, profile: Profile) -> VirtioFunction:
         isr=_need(found, virtio_pci.CAP_ISR_CFG, "ISR"),
         device=_need(found, virtio_pci.CAP_DEVICE_CFG, "device configuration"),
         lm=_lm_window(handle, profile, notify_window),
+        profile=profile,
         num_vectors=msix[1],
         msix_control_offset=msix[0],
     )
+
+
+def _profile(handle: DeviceHandle) -> Profile:
+    vendor, device = (
+        _config(handle, pci.HEADER[name].offset, 2) for name in ("subsystem_vendor_id", "subsystem_id")
+    )
+    return profile_by_subsystem(vendor, device)
 
 
 def _lm_window(handle: DeviceHandle, profile: Profile, notify: Window) -> Window:

@@ -20,7 +20,7 @@ from vdpa_net.driver.pci_scan import VirtioFunction, Window, scan
 from vdpa_net.errors import ProtocolError, StateError
 from vdpa_net.wire import pci
 from vdpa_net.wire.layout import RegisterMap
-from vdpa_net.wire.lm import VDPA, Profile, pack_ring_state, ring_state_name, unpack_ring_state
+from vdpa_net.wire.lm import PAIRS, Profile, pack_ring_state, ring_state_name, unpack_ring_state
 from vdpa_net.wire.virtio_pci import COMMON_CFG, MSI_NO_VECTOR, Status
 
 STOP_SECONDS = 5.0
@@ -74,11 +74,11 @@ class VdpaDriver:
     calls out of order, and what the handle raises.
     """
 
-    def __init__(self, handle: DeviceHandle, profile: Profile = VDPA) -> None:
-        """Find the device's structures and reset it."""
+    def __init__(self, handle: DeviceHandle, profile: Profile | None = None) -> None:
+        """Find the device's structures and reset it. Without a profile the subsystem id tells it."""
         self.handle = handle
-        self._profile = profile
         self._function: VirtioFunction = scan(handle, profile)
+        self._profile = self._function.profile
         self._running: _Running | None = None
         self._records: dict[int, QueueRecord] = {}
         self._record_lock = threading.Lock()
@@ -117,6 +117,7 @@ class VdpaDriver:
             self._negotiate(features)
             if log is not None:
                 self.start_logging(log)
+            self._enable_pairs(queues)
             for setup in queues:
                 self.start_queue(setup)
             self._add_status(Status.DRIVER_OK)
@@ -285,6 +286,10 @@ class VdpaDriver:
                 f"the device refuses the features {features:#x} of its {self.device_features:#x}: "
                 f"FEATURES_OK reads 0 (virtio 1.3, 3.1.1)"
             )
+
+    def _enable_pairs(self, queues: Sequence[QueueSetup]) -> None:
+        if self._profile.pairs_register is not None:
+            self._write_lm(PAIRS, len({setup.index // 2 for setup in queues}))
 
     def _bind_vector(self, queue: int) -> None:
         vector = queue + 1

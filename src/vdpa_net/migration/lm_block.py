@@ -14,12 +14,19 @@ from vdpa_net.errors import DmaError
 from vdpa_net.migration.faults import RingState
 from vdpa_net.migration.violations import ViolationLog
 from vdpa_net.wire.layout import Register
-from vdpa_net.wire.lm import Profile, pack_ring_state, ring_state_name, unpack_ring_state
+from vdpa_net.wire.lm import (
+    LOGGING_CTRL_MASK,
+    PAIRS,
+    Profile,
+    pack_ring_state,
+    ring_state_name,
+    unpack_ring_state,
+)
 
 if TYPE_CHECKING:
     from vdpa_net._native import DmaSpace
 
-_LOGGING_MASK = 0xF
+_USED_HALF = 0xFFFF_0000
 _RING_STATE_PREFIX = ring_state_name(0).split("[", maxsplit=1)[0]
 
 
@@ -33,14 +40,20 @@ class RingStates(Protocol):
     def has_stopped(self, queue: int) -> bool:
         """Whether the queue ran, was stopped and was given no new state since."""
 
-    def restore(self, queue: int, value: int) -> bool:
-        """Let the queue start at this LM_RING_STATE; False (and no effect) if queue_enable is 1."""
+    def restore(self, queue: int, value: int, *, used_idx_from_ring: bool = False) -> bool:
+        """Let the queue start at this LM_RING_STATE; False (and no effect) if queue_enable is 1.
+
+        `used_idx_from_ring`: the used half was not written; unless it has been before, it is to be read from
+        the ring.
+        """
 
 
 class LmBlock:
     """Behaviour of the LM registers: `load` and `store` of one register of `profile.registers`.
 
-    `emit` is told "log_started" and "log_stopped". Not thread-safe: the device's lock is held by the caller.
+    `emit` is told "log_started" and "log_stopped". `set_pairs` is told how many queue pairs the driver uses,
+    where the layout has a register for that; it returns False if there are not so many. Not thread-safe: the
+    device's lock is held by the caller.
     """
 
     def __init__(
@@ -50,12 +63,15 @@ class LmBlock:
         queues: RingStates,
         violations: ViolationLog,
         emit: Callable[[str, dict[str, object]], None],
+        *,
+        set_pairs: Callable[[int], bool] = lambda _: True,
     ) -> None:
         self.profile = profile
         self._space = space
         self._queues = queues
         self._violations = violations
         self._emit = emit
+        self._set_pairs = set_pairs
         self.fault: RingState | None = None
         self.faults_fired = 0
         self._queue_of = {ring_state_name(queue): queue for queue in range(profile.max_queues)}
@@ -92,13 +108,15 @@ class LmBlock:
             self.faults_fired += 1
         return self._ring_state(queue)
 
-    def store(self, register: Register, value: int, written: int) -> None:  # noqa: ARG002
+    def store(self, register: Register, value: int, written: int) -> None:
         """Act on a write; `value` is the whole register, `written` masks the bits that the access covered."""
         queue = self._queue_of.get(register.name)
         if queue is not None:
-            self._store_ring_state(queue, register, value)
+            self._store_ring_state(queue, register, value, written)
         elif register.name == "LM_LOGGING_CTRL":
             self._store_logging_ctrl(value)
+        elif register.name == PAIRS:
+            self._store_pairs(value)
         else:
             self._values[register.name] = value
 
@@ -126,7 +144,8 @@ class LmBlock:
         last_avail_idx, used_idx = unpack_ring_state(value)
         return pack_ring_state(last_avail_idx + self.fault.delta, used_idx)
 
-    def _store_ring_state(self, queue: int, register: Register, value: int) -> None:
+    def _store_ring_state(self, queue: int, register: Register, value: int, written: int) -> None:
+        avail_alone = self.profile.used_idx_from_ring and not written & _USED_HALF
         if queue >= len(self._queues):
             self._violations.record(
                 "lm",
@@ -135,7 +154,7 @@ class LmBlock:
                 register.clause,
                 f"{register.name}: the device has {len(self._queues)}",
             )
-        elif not self._queues.restore(queue, value):
+        elif not self._queues.restore(queue, value, used_idx_from_ring=avail_alone):
             self._violations.record(
                 "lm",
                 "ring_state_while_running",
@@ -144,8 +163,15 @@ class LmBlock:
                 f"{register.name} with queue_enable 1",
             )
 
+    def _store_pairs(self, value: int) -> None:
+        if self._set_pairs(value):
+            self._values[PAIRS] = value
+        else:
+            detail = f"the device has {len(self._queues) // 2} pairs"
+            self._violations.record("lm", "bad_queue_pairs", value, PAIRS, detail)
+
     def _store_logging_ctrl(self, value: int) -> None:
-        if value & ~_LOGGING_MASK or (value and value not in self.profile.logging_on):
+        if value & ~LOGGING_CTRL_MASK or (value and value not in self.profile.logging_on):
             on = " or ".join(str(item) for item in self.profile.logging_on)
             self._violations.record("lm", "bad_logging_ctrl", value, "LM_LOGGING_CTRL", f"expected 0 or {on}")
         elif value:
