@@ -341,7 +341,7 @@ def test_doorbell_without_its_descriptor_is_a_protocol_error(scripted: Callable[
         before = open_fds()
         with VfioUserClient(path) as client, pytest.raises(ProtocolError, match="descriptor 1 of 1"):
             client.region_io_fds(4)
-        assert {e for e in open_fds() if "eventfd" in e} == {e for e in before if "eventfd" in e}
+        assert {e for e in open_fds() if "eventfd" in e} <= set(before)
 
 
 def test_doorbell_array_is_asked_for_again_when_it_needs_more_room(
