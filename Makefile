@@ -17,14 +17,15 @@ CRATES := rust/dataplane rust/python
 RUST := Cargo.toml $(wildcard Cargo.lock) $(shell find $(CRATES) -name '*.rs' -o -name Cargo.toml)
 AGENT_RUST := Cargo.toml $(wildcard Cargo.lock) $(shell find rust/guest-agent -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: help build demo test check clean build-tools lab-tools test-tools check-tools lab-image
+.PHONY: help build demo test test-all check clean build-tools lab-tools test-tools check-tools lab-image
 
 help:
-	@echo 'make demo    set up everything, then migrate a guest between two devices and judge the result'
-	@echo 'make test    set up everything, then run all tests (Rust and Python)'
-	@echo 'make build   set up .venv, with the command .venv/bin/vdpa-net in it'
-	@echo 'make check   lint, types, formatting, layering'
-	@echo 'make clean   remove what the other targets made here (the lab image in your cache stays)'
+	@echo 'make demo      set up everything, then migrate a guest between two devices and judge the result'
+	@echo 'make test      set up everything, then run all tests (Rust and Python)'
+	@echo 'make test-all  the same and what takes long: matrices, many rounds, long fuzzing'
+	@echo 'make build     set up .venv, with the command .venv/bin/vdpa-net in it'
+	@echo 'make check     lint, types, formatting, layering'
+	@echo 'make clean     remove what the other targets made here (the lab image in your cache stays)'
 
 build: .venv/stamp-packages $(AGENT) .venv/stamp-extension
 
@@ -37,7 +38,11 @@ demo: build
 
 test: build test-tools lab-image
 	@$(STEP) 'cargo test' cargo test --workspace --exclude vdpa-net-python
-	@$(STEP) --last 'pytest' $(BIN)/pytest $(ARGS)
+	@$(STEP) --last 'pytest' $(BIN)/pytest -m 'not exhaustive' $(ARGS)
+
+test-all: build test-tools lab-image
+	@$(STEP) 'cargo test' cargo test --workspace --exclude vdpa-net-python
+	@$(STEP) --last 'pytest, exhaustive tests included' $(BIN)/pytest $(ARGS)
 
 check: build check-tools
 	@$(STEP) 'ruff check' $(BIN)/ruff check

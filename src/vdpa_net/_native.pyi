@@ -39,8 +39,19 @@ class DmaSpace:
     def unmap(self, iova: int, size: int) -> None:
         """Remove exactly one earlier map; on return no worker touches it. Raises DmaError(ENOENT)."""
 
+    def reserve(self, iova: int, size: int) -> None:
+        """Note memory that came without a file: it takes its place among the maps, and no access to it
+        succeeds. Raises DmaError as `map` does."""
+
+    def unmap_within(self, iova: int, size: int) -> int:
+        """Remove the maps inside of [iova, iova + size), which may be none; returns how many there were. On
+        return no worker touches them. Raises DmaError(EINVAL) if a map is only partly inside."""
+
     def unmap_all(self) -> int:
         """Remove every map; returns how many there were."""
+
+    def is_without_file(self, iova: int) -> bool:
+        """Whether this address lies in memory that came without a file."""
 
     def is_mapped(self, iova: int, size: int, writable: bool) -> bool: ...
     def mappings(self) -> list[Mapping]: ...

@@ -26,6 +26,7 @@ class FakeSpace:
 
     def __init__(self) -> None:
         self.maps: dict[int, bytearray] = {}
+        self.without_file: list[range] = []
         self.calls: list[str] = []
         self.log: tuple[int, int] | None = None
         self.violations: list[Any] = []
@@ -38,6 +39,20 @@ class FakeSpace:
         if iova not in self.maps:
             raise DmaError("no such map", errno=errno.ENOENT)
         del self.maps[iova]
+
+    def reserve(self, iova: int, size: int) -> None:
+        self.without_file.append(range(iova, iova + size))
+
+    def is_without_file(self, iova: int) -> bool:
+        return any(iova in reserved for reserved in self.without_file)
+
+    def unmap_within(self, iova: int, size: int) -> int:
+        inside = [
+            start for start, data in self.maps.items() if iova <= start < start + len(data) <= iova + size
+        ]
+        for start in inside:
+            del self.maps[start]
+        return len(inside)
 
     def unmap_all(self) -> int:
         self.calls.append("unmap_all")

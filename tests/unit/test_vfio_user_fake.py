@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -91,14 +92,22 @@ class FakeFunction:
     def dma_map(
         self, iova: int, size: int, fd: int | None, offset: int, *, readable: bool, writable: bool
     ) -> None:
+        if any(iova < start + item[0] and start < iova + size for start, item in self.maps.items()):
+            raise DmaError(f"map at {iova:#x} overlaps another", errno=errno.EEXIST)
         inode = None if fd is None else os.fstat(fd).st_ino
         self.maps[iova] = (size, inode, offset)
         self.record(("map", iova, size, offset, readable, writable))
 
-    def dma_unmap(self, iova: int, size: int) -> None:
-        if self.maps.get(iova, (0,))[0] != size:
-            raise DmaError(f"no map at {iova:#x}")
-        del self.maps[iova]
+    def dma_unmap_within(self, iova: int, size: int) -> int:
+        end = iova + size
+        touched = {
+            start: item[0] for start, item in self.maps.items() if iova < start + item[0] and start < end
+        }
+        if any(start < iova or start + length > end for start, length in touched.items()):
+            raise DmaError(f"unmap at {iova:#x} cuts a map")
+        for start in touched:
+            del self.maps[start]
+        return len(touched)
 
     def dma_unmap_all(self) -> int:
         count = len(self.maps)
@@ -118,6 +127,12 @@ class FakeFunction:
             if raised and vector in self.vectors:
                 os.eventfd_write(self.vectors[vector], 1)
         self.record(("trigger", start, list(flags)))
+
+    def mask_irqs(self, start: int, flags: Sequence[bool], *, masked: bool) -> None:
+        self.record(("mask", start, list(flags), masked))
+
+    def notify_mask(self, start: int, fds: Sequence[int | None], *, masked: bool) -> None:
+        self.record(("notify_mask", start, [fd is not None for fd in fds], masked))
 
     def disable_irqs(self) -> None:
         while self.vectors:

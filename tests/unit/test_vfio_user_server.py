@@ -121,7 +121,7 @@ def test_message_in_single_bytes_is_one_message(server: VfioUserServer, function
         (Command.DEVICE_GET_IRQ_INFO, struct.pack("<IIII", 16, 0, 5, 0), errno.EINVAL),
         (Command.DEVICE_SET_IRQS, struct.pack("<IIIII", 20, 0x21, 2, 40, 1), errno.EINVAL),
         (Command.DEVICE_SET_IRQS, struct.pack("<IIIII", 20, 0x21, 2, 0xFFFFFFFF, 0xFFFFFFFF), errno.EINVAL),
-        (Command.DEVICE_SET_IRQS, struct.pack("<IIIII", 20, 0x09, 2, 0, 1), errno.ENOTSUP),
+        (Command.DEVICE_SET_IRQS, struct.pack("<IIIII", 20, 0x09, 3, 0, 1), errno.ENOTSUP),
         (Command.DEVICE_SET_IRQS, struct.pack("<IIIII", 20, 0x21, 3, 0, 1), errno.ENOTSUP),
         (Command.DEVICE_SET_IRQS, struct.pack("<IIIII", 20, 0x24, 0, 0, 1), errno.EINVAL),
     ],

@@ -11,9 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vdpa_net.errors import DmaError, FramingError, ProtocolError
+from vdpa_net.errors import FramingError, ProtocolError
 from vdpa_net.transport.vfio_user import requests as rq
-from vdpa_net.transport.vfio_user.ranges import MappedRanges
 from vdpa_net.transport.vfio_user.session import ServerSession, encode_version
 from vdpa_net.wire import vfio_user as wire
 from vdpa_net.wire.vfio_user import Command
@@ -113,6 +112,16 @@ def test_unsupported_command_is_answered_with_enotsup(command: int) -> None:
         feed(negotiated(), command)
     assert caught.value.errno == errno.ENOTSUP
     assert wire.command_name(command) in str(caught.value)
+
+
+@pytest.mark.parametrize("command", [Command.DEVICE_FEATURE, Command.MIG_DATA_READ, Command.MIG_DATA_WRITE])
+def test_migration_commands_are_refused_with_the_way_that_there_is(command: Command) -> None:
+    with pytest.raises(ProtocolError, match="LM registers"):
+        feed(negotiated(), command)
+
+
+def test_every_command_of_the_specification_is_served_or_refused_by_name() -> None:
+    assert {*wire.COMMANDS, *wire.REFUSED} == set(Command)
 
 
 def test_second_version_is_refused() -> None:
@@ -363,32 +372,3 @@ def test_random_version_data_raises_nothing_but_protocol_errors(data: bytes) -> 
         feed(session, Command.VERSION, struct.pack("<HH", 0, 0) + data)
     except ProtocolError:
         assert not session.negotiated
-
-
-@given(
-    maps=st.lists(st.tuples(st.integers(0, 60), st.integers(1, 8)), max_size=12),
-    start=st.integers(0, 64),
-    size=st.integers(1, 64),
-)
-def test_mapped_ranges_agree_with_a_byte_map(maps: list[tuple[int, int]], start: int, size: int) -> None:
-    ranges = MappedRanges()
-    owner: dict[int, int] = {}
-    kept: dict[int, int] = {}
-    for address, length in maps:
-        taken = any(byte in owner for byte in range(address, address + length))
-        assert ranges.overlaps(address, length) == taken
-        if not taken:
-            ranges.add(address, length)
-            kept[address] = length
-            owner |= dict.fromkeys(range(address, address + length), address)
-    touched = sorted({owner[byte] for byte in range(start, start + size) if byte in owner})
-    whole = all(start <= address and address + kept[address] <= start + size for address in touched)
-    if whole:
-        assert ranges.within(start, size) == [(address, kept[address]) for address in touched]
-        for address in touched:
-            ranges.remove(address)
-        assert len(ranges) == len(kept) - len(touched)
-        assert not ranges.overlaps(start, size)
-    else:
-        with pytest.raises(DmaError):
-            ranges.within(start, size)

@@ -56,6 +56,20 @@ pub enum Error {
         /// Bytes asked for.
         size: u64,
     },
+    /// An unmap of a range that a map sticks out of.
+    #[error(
+        "DMA unmap iova {iova:#x} size {size:#x} cuts the map iova {other_iova:#x} size {other_size:#x}: expected whole maps"
+    )]
+    CutsMap {
+        /// IOVA asked for.
+        iova: u64,
+        /// Bytes asked for.
+        size: u64,
+        /// IOVA of the map.
+        other_iova: u64,
+        /// Bytes of the map.
+        other_size: u64,
+    },
     /// The limit on the number of maps is reached.
     #[error("DMA map iova {iova:#x}: the limit of {limit} {what} is reached")]
     Limit {
@@ -179,6 +193,7 @@ impl Error {
             Self::BadRange { .. }
             | Self::BeyondFile { .. }
             | Self::BadLog { .. }
+            | Self::CutsMap { .. }
             | Self::BadRing { .. }
             | Self::Misaligned { .. } => libc::EINVAL,
             Self::Overlap { .. } => libc::EEXIST,

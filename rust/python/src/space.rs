@@ -63,6 +63,18 @@ impl DmaSpace {
         self.detached(py, |space| space.unmap(iova, size))
     }
 
+    fn reserve(&self, py: Python<'_>, iova: u64, size: u64) -> PyResult<()> {
+        self.detached(py, |space| space.reserve(iova, size))
+    }
+
+    fn unmap_within(&self, py: Python<'_>, iova: u64, size: u64) -> PyResult<usize> {
+        self.detached(py, |space| space.unmap_within(iova, size))
+    }
+
+    fn is_without_file(&self, py: Python<'_>, iova: u64) -> bool {
+        py.detach(|| self.space.is_without_file(iova))
+    }
+
     fn unmap_all(&self, py: Python<'_>) -> PyResult<usize> {
         self.detached(py, |space| Ok(space.unmap_all()))
     }

@@ -9,12 +9,10 @@ eventfd is bound.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import select
 from collections.abc import Callable, Sequence
 
 from vdpa_net.device.registers import RegisterBlock, Storage
+from vdpa_net.device.vector_masks import VectorMasks, close, duplicate, signal
 from vdpa_net.errors import AccessError
 from vdpa_net.migration.violations import ViolationLog
 from vdpa_net.wire import pci
@@ -35,6 +33,7 @@ class Msix:
         self._table = RegisterBlock(table, self._storage, violations)
         self._pba = RegisterBlock(RegisterMap("msix_pba", ()), self._storage, violations)
         self._fds: list[int | None] = [None] * vectors
+        self._masks = VectorMasks()
         self._on_change = on_change
 
     def read(self, offset: int, count: int) -> bytes:
@@ -47,8 +46,10 @@ class Msix:
         block.write(offset, data)
 
     def fd(self, vector: int) -> int | None:
-        """The eventfd bound to a vector, borrowed."""
-        return self._fds[vector] if 0 <= vector < self.vectors else None
+        """The eventfd bound to a vector, borrowed; None while the vector is masked, too."""
+        if not 0 <= vector < self.vectors or self._masks.is_masked(vector):
+            return None
+        return self._fds[vector]
 
     def bind(self, start: int, fds: Sequence[int | None]) -> None:
         """Bind vectors from `start` on to duplicates of these eventfds. Raises AccessError.
@@ -56,15 +57,33 @@ class Msix:
         Then nothing changed.
         """
         self._check(start, len(fds))
-        duplicates = _duplicate(fds)
+        duplicates = duplicate(fds)
         old = self._fds[start : start + len(fds)]
         self._fds[start : start + len(fds)] = duplicates
         self._on_change(range(start, start + len(fds)))
-        _close(old)
+        close(old)
 
     def unbind_all(self) -> None:
-        """Unbind every vector."""
+        """Unbind and unmask every vector."""
+        self._masks.clear()
         self.bind(0, [None] * self.vectors)
+
+    def mask(self, start: int, flags: Sequence[bool], *, masked: bool) -> None:
+        """Mask or unmask the vectors from `start` on whose flag is set. Raises AccessError.
+
+        What a queue has to announce while its vector is masked, the data plane keeps as it does without an
+        eventfd: it is raised when the vector is unmasked.
+        """
+        self._check(start, len(flags))
+        due = self._masks.set([vector for vector, flag in enumerate(flags, start) if flag], masked=masked)
+        self._on_change(range(start, start + len(flags)))
+        for vector in due:
+            self.raise_vector(vector)
+
+    def notify_mask(self, start: int, fds: Sequence[int | None], *, masked: bool) -> None:
+        """Signal these eventfds when the vectors become masked (or unmasked). Raises AccessError."""
+        self._check(start, len(fds))
+        self._masks.bind(start, fds, masked=masked)
 
     def trigger(self, start: int, flags: Sequence[bool]) -> None:
         """Raise the vectors whose flag is set. Raises AccessError for vectors that are not there."""
@@ -74,13 +93,12 @@ class Msix:
                 self.raise_vector(vector)
 
     def raise_vector(self, vector: int) -> bool:
-        """Signal a vector's eventfd; False if there is none."""
-        fd = self.fd(vector)
-        if fd is None or not _writable(fd):
+        """Signal a vector's eventfd; False if there is none, or the vector is masked (then it is due)."""
+        if self._masks.is_masked(vector):
+            self._masks.hold(vector)
             return False
-        with contextlib.suppress(OSError):
-            os.eventfd_write(fd, 1)
-        return True
+        fd = self.fd(vector)
+        return fd is not None and signal(fd)
 
     def reset(self) -> None:
         """Table entries to their reset values. Bound eventfds stay: they are the VMM's, not the driver's."""
@@ -98,27 +116,3 @@ def power_of_two(size: int) -> int:
 
 def _round_up(value: int, unit: int) -> int:
     return (value + unit - 1) // unit * unit
-
-
-def _duplicate(fds: Sequence[int | None]) -> list[int | None]:
-    out: list[int | None] = []
-    try:
-        for fd in fds:
-            out.append(None if fd is None else os.dup(fd))
-    except OSError as error:
-        _close(out)
-        raise AccessError(f"can't duplicate an eventfd for MSI-X: {error}", errno=error.errno) from error
-    return out
-
-
-def _close(fds: Sequence[int | None]) -> None:
-    for fd in fds:
-        if fd is not None:
-            os.close(fd)
-
-
-def _writable(fd: int) -> bool:
-    """Whether a write won't block: the descriptor is a peer's, and need not be the eventfd it should be."""
-    poll = select.poll()
-    poll.register(fd, select.POLLOUT)
-    return any(events & select.POLLOUT for _, events in poll.poll(0))

@@ -148,6 +148,14 @@ class NetDevice:
         with self._lock:
             self._dma.unmap(iova, size)
 
+    def dma_unmap_within(self, iova: int, size: int) -> int:
+        """Undo the maps inside of [iova, iova + size); returns how many there were.
+
+        On return nothing touches them. Raises DmaError if a map is only partly inside.
+        """
+        with self._lock:
+            return self._dma.unmap_within(iova, size)
+
     def dma_unmap_all(self) -> int:
         """Undo every map; returns how many there were."""
         with self._lock:
@@ -166,8 +174,24 @@ class NetDevice:
         with self._lock:
             self._msix.trigger(start, flags)
 
+    def mask_irqs(self, start: int, flags: Sequence[bool], *, masked: bool) -> None:
+        """Mask or unmask the vectors from `start` on whose flag is set. Raises AccessError.
+
+        What is due on a masked vector is raised when it is unmasked.
+        """
+        with self._lock:
+            self._msix.mask(start, flags, masked=masked)
+
+    def notify_mask(self, start: int, fds: Sequence[int | None], *, masked: bool) -> None:
+        """Signal duplicates of these eventfds when vectors from `start` on become masked (or unmasked).
+
+        None unbinds. Raises AccessError.
+        """
+        with self._lock:
+            self._msix.notify_mask(start, fds, masked=masked)
+
     def disable_irqs(self) -> None:
-        """Unbind every vector."""
+        """Unbind and unmask every vector."""
         with self._lock:
             self._msix.unbind_all()
 

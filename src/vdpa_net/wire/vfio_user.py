@@ -283,6 +283,17 @@ _SPECS = (
 COMMANDS: Mapping[int, CommandSpec] = {spec.code: spec for spec in _SPECS}
 """Commands that a client may send us; the others are answered with ENOTSUP."""
 
+_MIGRATION = "the device's state moves through its LM registers, not through the VMM's migration"
+REFUSED: Mapping[int, str] = {
+    Command.DMA_READ: "a command of the server, not of the client",
+    Command.DMA_WRITE: "a command of the server, not of the client",
+    Command.DIRTY_PAGES: f"{_MIGRATION}, and the dirty log is the LM registers', too",
+    Command.DEVICE_FEATURE: f"the device has no VFIO features; {_MIGRATION}",
+    Command.MIG_DATA_READ: _MIGRATION,
+    Command.MIG_DATA_WRITE: _MIGRATION,
+}
+"""Commands of the specification that are refused, and why."""
+
 MAX_MESSAGE_BYTES = HEADER.size + max(spec.max_payload_bytes for spec in _SPECS)
 """Largest message; the sender of a larger one can't be followed."""
 

@@ -59,6 +59,26 @@ impl<T> IntervalMap<T> {
         self.by_first.remove(&first)
     }
 
+    /// Remove the ranges inside of [first, last]; one that sticks out of it (its first address and size) is the
+    /// error, and then nothing is removed. Logarithmic for each range that is removed.
+    pub(super) fn remove_within(
+        &mut self,
+        first: u64,
+        last: u64,
+    ) -> Result<Vec<Interval<T>>, (u64, u64)> {
+        let below = self.by_first.range(..first).next_back();
+        let top = self.by_first.range(first..=last).next_back();
+        let below = below.filter(|(_, interval)| interval.last >= first);
+        let top = top.filter(|(_, interval)| interval.last > last);
+        if let Some((_, interval)) = below.or(top) {
+            return Err((interval.first, interval.size()));
+        }
+        let inside = self.by_first.range(first..=last);
+        let keys: Vec<u64> = inside.map(|(key, _)| *key).collect();
+        let removed = keys.iter().filter_map(|key| self.by_first.remove(key));
+        Ok(removed.collect())
+    }
+
     /// Remove everything.
     pub(super) fn take(&mut self) -> Self {
         std::mem::replace(self, Self::new())

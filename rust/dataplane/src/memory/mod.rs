@@ -76,6 +76,6 @@ pub struct Mapping {
     pub readable: bool,
     /// Whether the device may write it.
     pub writable: bool,
-    /// Where this process sees it: for auditors, never to write.
+    /// Where this process sees it: for auditors, never to write. 0 for memory that came without a file.
     pub address: usize,
 }

@@ -6,7 +6,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockWriteGuard};
 
 use super::access::Memory;
 use super::file::{FileMap, FileTable, Wanted};
@@ -17,20 +17,30 @@ use super::{Mapping, Range, PAGE_BYTES};
 use crate::error::{Error, Result};
 use crate::violation::{Violation, ViolationLog};
 
-/// What lies behind one map.
+/// What lies behind one map. Memory that came without a file has neither permission, so nothing touches it.
 #[derive(Debug)]
 pub(super) struct Backing {
-    file: Arc<FileMap>,
+    file: Option<Arc<FileMap>>,
     offset: u64,
     pub(super) readable: bool,
     pub(super) writable: bool,
 }
 
 impl Backing {
+    const WITHOUT_FILE: Self = Self {
+        file: None,
+        offset: 0,
+        readable: false,
+        writable: false,
+    };
+
     /// Where the map's first byte is in this process.
     pub(super) fn start(&self) -> NonNull<u8> {
+        let Some(file) = &self.file else {
+            return NonNull::dangling();
+        };
         // SAFETY: map() has checked that the offset lies in the file's mmap, which `file` keeps.
-        unsafe { NonNull::new_unchecked(self.file.start().as_ptr().add(self.offset as usize)) }
+        unsafe { NonNull::new_unchecked(file.start().as_ptr().add(self.offset as usize)) }
     }
 }
 
@@ -97,11 +107,24 @@ impl DmaSpace {
         // The system calls come before the lock: workers don't wait for them.
         let file = self.files.open(fd, &wanted)?;
         let value = Backing {
-            file,
+            file: Some(file),
             offset,
             readable,
             writable,
         };
+        self.insert(iova, last, value)
+    }
+
+    /// Note that [iova, iova + size) is memory that can't be reached, because it came without a file. An access to
+    /// it fails as one to an address that is not mapped does; `is_without_file` tells the difference. Errors as
+    /// for [`Self::map`].
+    pub fn reserve(&self, iova: u64, size: u64) -> Result<()> {
+        let last = last_address(iova, size, 0)?;
+        self.insert(iova, last, Backing::WITHOUT_FILE)
+    }
+
+    fn insert(&self, first: u64, last: u64, value: Backing) -> Result<()> {
+        let (iova, size) = (first, last - first + 1);
         let mut inner = self.inner.write();
         if let Some(other) = inner.maps.overlapping(iova, last) {
             return Err(Error::Overlap {
@@ -118,7 +141,6 @@ impl DmaSpace {
                 what: "DMA maps",
             });
         }
-        let first = iova;
         inner.maps.insert(Interval { first, last, value });
         Ok(())
     }
@@ -127,17 +149,64 @@ impl DmaSpace {
     /// address and size.
     pub fn unmap(&self, iova: u64, size: u64) -> Result<()> {
         let last = last_address(iova, size, 0)?;
-        let mut inner = self.inner.write();
-        let removed = inner.maps.remove(iova, last);
-        let hit = inner.log.active.as_ref();
-        let hit = hit.filter(|log| removed.is_some() && log.overlaps(iova, last));
-        let violation = hit.map(|log| log_unmapped(log, iova.max(log.base)));
+        let inner = self.inner.write();
+        let removed = self.remove(inner, |maps| maps.remove(iova, last).into_iter().collect());
+        removed
+            .first()
+            .map(|_| ())
+            .ok_or(Error::NoSuchMap { iova, size })
+    }
+
+    /// Remove the maps inside of [iova, iova + size), of which there may be none; returns how many there were. On
+    /// return no batch touches them any more. EINVAL if a map is only partly inside; then nothing has changed.
+    pub fn unmap_within(&self, iova: u64, size: u64) -> Result<usize> {
+        let last = size.checked_sub(1).and_then(|more| iova.checked_add(more));
+        let last = last.ok_or(Error::BadRange {
+            iova,
+            size,
+            offset: 0,
+            expected: "a size above 0 and a range that does not wrap around",
+        })?;
+        let mut cut = None;
+        let removed = self.remove(self.inner.write(), |maps| {
+            maps.remove_within(iova, last).unwrap_or_else(|other| {
+                cut = Some(other);
+                Vec::new()
+            })
+        });
+        match cut {
+            None => Ok(removed.len()),
+            Some((other_iova, other_size)) => Err(Error::CutsMap {
+                iova,
+                size,
+                other_iova,
+                other_size,
+            }),
+        }
+    }
+
+    /// Take maps out under the lock, and record it if the running log lies in one of them. The caller drops what is
+    /// returned outside of the lock: giving back a large mmap takes time.
+    fn remove(
+        &self,
+        mut inner: RwLockWriteGuard<'_, Inner>,
+        take: impl FnOnce(&mut IntervalMap<Backing>) -> Vec<Interval<Backing>>,
+    ) -> Vec<Interval<Backing>> {
+        let removed = take(&mut inner.maps);
+        let active = inner.log.active.as_ref();
+        let hit = active.and_then(|log| {
+            let unmapped = removed.iter().find(|i| log.overlaps(i.first, i.last))?;
+            Some(log_unmapped(log, unmapped.first.max(log.base)))
+        });
         drop(inner);
-        violation
-            .into_iter()
-            .for_each(|v| self.violations.record(v));
-        // Dropped here, outside of the lock: giving back a large mmap takes time.
-        removed.map(drop).ok_or(Error::NoSuchMap { iova, size })
+        hit.into_iter().for_each(|v| self.violations.record(v));
+        removed
+    }
+
+    /// Whether this address lies in memory that came without a file.
+    pub fn is_without_file(&self, iova: u64) -> bool {
+        let inner = self.inner.read();
+        inner.maps.at(iova).is_some_and(|i| i.value.file.is_none())
     }
 
     /// Remove every map; returns how many there were.
@@ -276,7 +345,10 @@ impl Mapping {
             offset: backing.offset,
             readable: backing.readable,
             writable: backing.writable,
-            address: backing.start().as_ptr() as usize,
+            address: backing
+                .file
+                .as_ref()
+                .map_or(0, |_| backing.start().as_ptr() as usize),
         }
     }
 }

@@ -5,5 +5,6 @@ mod dirty;
 mod log;
 mod maps;
 mod races;
+mod ranges;
 mod shrink;
 mod support;

@@ -47,7 +47,8 @@ def check_shape(header: rq.Header, payload: bytes, fds: Sequence[int]) -> wire.C
     spec = wire.COMMANDS.get(header.command)
     name = wire.command_name(header.command)
     if spec is None:
-        raise ProtocolError(f'{name} is not supported (vfio-user, "Commands")', errno=errno.ENOTSUP)
+        reason = wire.REFUSED.get(header.command, "no such command")
+        raise ProtocolError(f'{name} is refused: {reason} (vfio-user, "Commands")', errno=errno.ENOTSUP)
     if not spec.min_payload_bytes <= len(payload) <= spec.max_payload_bytes:
         raise ProtocolError(
             f"{name} with a payload of {len(payload)} bytes: expected"

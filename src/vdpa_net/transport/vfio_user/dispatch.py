@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from vdpa_net.errors import AccessError, DmaError, ProtocolError
+from vdpa_net.errors import AccessError, ProtocolError
 from vdpa_net.transport.vfio_user import requests as rq
-from vdpa_net.transport.vfio_user.ranges import MappedRanges
 from vdpa_net.transport.vfio_user.session import ServerSession
 from vdpa_net.wire import vfio_user as wire
 from vdpa_net.wire.vfio_user import IrqIndex, RegionIndex
@@ -67,10 +66,16 @@ class PciFunction(Protocol):
     def dma_map(
         self, iova: int, size: int, fd: int | None, offset: int, *, readable: bool, writable: bool
     ) -> None:
-        """Map a range of a file, or note that there is memory that can't be reached (no fd)."""
+        """Map a range of a file, or note that there is memory that can't be reached (no fd).
 
-    def dma_unmap(self, iova: int, size: int) -> None:
-        """Remove one map; on return nothing touches it."""
+        Raises DmaError(EEXIST) when it overlaps a map, DmaError(ENOSPC) when there are too many.
+        """
+
+    def dma_unmap_within(self, iova: int, size: int) -> int:
+        """Remove the maps inside of the range; on return nothing touches them.
+
+        Raises DmaError when a map is only partly inside.
+        """
 
     def dma_unmap_all(self) -> int:
         """Remove all maps."""
@@ -81,8 +86,14 @@ class PciFunction(Protocol):
     def trigger_irqs(self, start: int, flags: Sequence[bool]) -> None:
         """Raise vectors now."""
 
+    def mask_irqs(self, start: int, flags: Sequence[bool], *, masked: bool) -> None:
+        """Mask or unmask vectors; what is due on a masked one is raised when it is unmasked."""
+
+    def notify_mask(self, start: int, fds: Sequence[int | None], *, masked: bool) -> None:
+        """Signal eventfds when vectors become masked (or unmasked); None unbinds."""
+
     def disable_irqs(self) -> None:
-        """Unbind all vectors."""
+        """Unbind and unmask all vectors."""
 
     def doorbells(self) -> Sequence[Doorbell]:
         """The doorbells that may be signalled instead of written."""
@@ -108,7 +119,6 @@ class Dispatcher:
     def __init__(self, session: ServerSession, function: PciFunction) -> None:
         self._session = session
         self._function = function
-        self._maps = MappedRanges()
 
     def handle(self, body: rq.Body) -> Answer:  # noqa: PLR0911 - a return for each kind of request
         """Act on a request. Raises an error of the package, or whatever the function raises."""
@@ -161,16 +171,9 @@ class Dispatcher:
         return Answer(_ACCESS.pack(body.offset, body.region, len(body.data)))
 
     def _dma_map(self, body: rq.DmaMap) -> Answer:
-        if self._maps.overlaps(body.address, body.size):
-            raise DmaError(
-                f"DMA_MAP of address {body.address:#x} and size {body.size:#x} overlaps an existing map"
-                ' (vfio-user, "VFIO_USER_DMA_MAP")',
-                errno=errno.EEXIST,
-            )
         self._function.dma_map(
             body.address, body.size, body.fd, body.offset, readable=body.readable, writable=body.writable
         )
-        self._maps.add(body.address, body.size)
         return Answer()
 
     def _dma_unmap(self, body: rq.DmaUnmap) -> Answer:
@@ -181,11 +184,8 @@ class Dispatcher:
         """
         if body.everything:
             self._function.dma_unmap_all()
-            self._maps.clear()
-            return Answer(body.payload)
-        for address, size in self._maps.within(body.address, body.size):
-            self._function.dma_unmap(address, size)
-            self._maps.remove(address)
+        else:
+            self._function.dma_unmap_within(body.address, body.size)
         return Answer(body.payload)
 
     def _region_info(self, index: int) -> Answer:
@@ -232,15 +232,12 @@ class Dispatcher:
     def _irq_info(self, index: int) -> Answer:
         count = self._irq_count(index)
         flags = wire.IrqInfoFlag.EVENTFD if count else 0
+        if index == IrqIndex.MSIX:
+            flags |= wire.IrqInfoFlag.MASKABLE
         return Answer(wire.IRQ_INFO.pack(argsz=wire.IRQ_INFO.size, flags=flags, index=index, count=count))
 
     def _set_irqs(self, body: rq.SetIrqs) -> Answer:
         available = self._irq_count(body.index)
-        if body.action is not rq.IrqAction.TRIGGER:
-            raise ProtocolError(
-                f"DEVICE_SET_IRQS {body.action.name}: no interrupt type is maskable (VFIO_IRQ_INFO_MASKABLE)",
-                errno=errno.ENOTSUP,
-            )
         if not body.disables_all and (not body.count or body.start + body.count > available):
             raise ProtocolError(
                 f"DEVICE_SET_IRQS of {body.count} interrupts from {body.start} of index {body.index}:"
@@ -248,21 +245,30 @@ class Dispatcher:
             )
         if body.index == IrqIndex.MSIX:
             self._set_vectors(body)
-        elif body.data is not rq.IrqData.EVENTFD and not body.disables_all:
-            raise ProtocolError(f"interrupt index {body.index} can't be triggered", errno=errno.ENOTSUP)
+        elif not body.disables_all and not body.binds_trigger:
+            raise ProtocolError(
+                f"DEVICE_SET_IRQS {body.data.name} {body.action.name}: interrupt index {body.index} takes an"
+                " eventfd to trigger, nothing else",
+                errno=errno.ENOTSUP,
+            )
         # ERR: the device has no error to report in this way, so an eventfd for it is never signalled.
         return Answer()
 
     def _set_vectors(self, body: rq.SetIrqs) -> None:
+        unbind: Sequence[int | None] = [None] * body.count
+        trigger = body.action is rq.IrqAction.TRIGGER
+        masked = body.action is rq.IrqAction.MASK
         if body.disables_all:
             self._function.disable_irqs()
         elif body.data is rq.IrqData.EVENTFD:
-            unbind: Sequence[int | None] = [None] * body.count
-            self._function.set_irqs(body.start, body.fds or unbind)
-        elif body.data is rq.IrqData.BOOL:
-            self._function.trigger_irqs(body.start, body.bools)
+            if trigger:
+                self._function.set_irqs(body.start, body.fds or unbind)
+            else:
+                self._function.notify_mask(body.start, body.fds or unbind, masked=masked)
+        elif trigger:
+            self._function.trigger_irqs(body.start, body.flags)
         else:
-            self._function.trigger_irqs(body.start, [True] * body.count)
+            self._function.mask_irqs(body.start, body.flags, masked=masked)
 
 
 def _device_info() -> Answer:

@@ -125,8 +125,22 @@ class SetIrqs:
 
     @property
     def disables_all(self) -> bool:
-        """The special case of the specification: DATA_NONE with start and count 0."""
-        return self.data is IrqData.NONE and not self.start and not self.count
+        """The special case of the specification: DATA_NONE with start and count 0.
+
+        Of MASK and UNMASK it says nothing different, but they can't mean to disable.
+        """
+        nothing = self.data is IrqData.NONE and not self.start and not self.count
+        return nothing and self.action is IrqAction.TRIGGER
+
+    @property
+    def binds_trigger(self) -> bool:
+        """An eventfd, or none any more, to be signalled when the interrupt triggers."""
+        return self.data is IrqData.EVENTFD and self.action is IrqAction.TRIGGER
+
+    @property
+    def flags(self) -> tuple[bool, ...]:
+        """Which of the interrupts the action is for: what BOOL says, or (NONE) all of them."""
+        return self.bools if self.data is IrqData.BOOL else (True,) * self.count
 
 
 @dataclass(frozen=True, slots=True)
