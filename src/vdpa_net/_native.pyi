@@ -116,10 +116,17 @@ class DataPlane:
         last_avail_idx: int,
         used_idx: int,
         features: int,
+        restored: bool,
     ) -> None:
-        """Start a stopped split queue (virtio 1.3 names: queue_desc, queue_driver, queue_device) at the
-        given indices with the negotiated features. It is scanned at once, without waiting for a kick.
-        Raises StateError if it runs, DmaError if the rings are not mapped or are misaligned."""
+        """Start a stopped queue (virtio 1.3 names: queue_desc, queue_driver, queue_device) at the given
+        indices, split or packed as the negotiated features say. It is scanned at once, without waiting for a
+        kick.
+
+        Indices of a packed ring are in the vhost encoding: offset in bits 14:0, wrap counter in bit 15; a
+        fresh one starts at 0x8000. `restored`: the indices are those of a ring that was in use before, so
+        they are checked against memory (violations `used_idx`, `restored_gap`) and an interrupt is raised.
+        Raises StateError if it runs, DmaError if the rings are not mapped or are misaligned, or if an index
+        lies beyond a packed ring."""
 
     def stop_queue(self, index: int) -> tuple[int, int]:
         """Drain and stop; returns the final (last_avail_idx, used_idx). On return no DMA of the queue is

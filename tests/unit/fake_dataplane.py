@@ -104,6 +104,7 @@ class FakePlane:
         self.snapshot: dict[int, tuple[int, int]] = {}
         self.call_fds: dict[int, int | None] = {}
         self.kick_override: dict[int, int | None] = {}
+        self.restored: list[int] = []
         self.broken: list[int] = []
         self.violations: list[Any] = []
         self.commands: list[bytes] = []
@@ -124,11 +125,14 @@ class FakePlane:
         last_avail_idx: int,
         used_idx: int,
         features: int,
+        restored: bool,
     ) -> None:
         if self.fail_start is not None:
             raise self.fail_start
         self.calls.append(("start", index))
         self.running[index] = (size, desc, driver, device, last_avail_idx, used_idx, features)
+        if restored:
+            self.restored.append(index)
 
     def stop_queue(self, index: int) -> tuple[int, int]:
         self.calls.append(("stop", index))

@@ -123,6 +123,7 @@ impl DataPlane {
         last_avail_idx: u16,
         used_idx: u16,
         features: u64,
+        restored: bool,
     ) -> PyResult<()> {
         let config = RingConfig {
             size,
@@ -134,6 +135,7 @@ impl DataPlane {
                 used_idx,
             },
             features,
+            restored,
         };
         self.detached(py, |plane| plane.start_queue(index, &config))
     }

@@ -10,8 +10,13 @@ from typing import TYPE_CHECKING
 
 from vdpa_net.errors import DmaError, VdpaNetError
 from vdpa_net.migration.violations import ViolationLog
-from vdpa_net.wire.lm import pack_ring_state, unpack_ring_state
-from vdpa_net.wire.virtio_pci import MSI_NO_VECTOR
+from vdpa_net.wire.lm import (
+    initial_ring_state,
+    is_within_packed_ring,
+    pack_ring_state,
+    unpack_ring_state,
+)
+from vdpa_net.wire.virtio_pci import F_RING_PACKED, MSI_NO_VECTOR
 
 if TYPE_CHECKING:
     from vdpa_net._native import DataPlane, DmaSpace
@@ -25,8 +30,9 @@ Emit = Callable[[str, dict[str, object]], None]
 class Queue:
     """Registers of one virtqueue.
 
-    `last_avail_idx` and `used_idx` are where it starts, or where it stopped. With `used_idx_from_ring` only
-    the former was given.
+    `ring_state` is LM_RING_STATE while the queue does not run: where it starts, or where it stopped. None: it
+    was neither written nor has the queue run, so it is the initial one. With `used_idx_from_ring` only its
+    avail half was given.
     """
 
     index: int
@@ -37,8 +43,7 @@ class Queue:
     desc: int = 0
     driver: int = 0
     device: int = 0
-    last_avail_idx: int = 0
-    used_idx: int = 0
+    ring_state: int | None = None
     state_written: bool = False
     used_idx_from_ring: bool = False
     started: bool = False
@@ -60,6 +65,8 @@ class QueueSet:
         self._violations = violations
         self._emit = emit
         self._queues: list[Queue] = [Queue(index, size) for index, size in enumerate(max_sizes)]
+        self.features = 0
+        """The negotiated features: whether RING_PACKED is among them decides what a ring state means."""
 
     def __len__(self) -> int:
         return len(self._queues)
@@ -74,15 +81,23 @@ class QueueSet:
         """The queue, if there is one with this index."""
         return self._queues[index] if 0 <= index < len(self._queues) else None
 
-    def start(self, queue: Queue, features: int) -> bool:
-        """Start an enabled queue where its ring state says; True if that state was restored.
+    @property
+    def is_packed(self) -> bool:
+        """Whether the rings are packed ones."""
+        return bool(self.features >> F_RING_PACKED & 1)
+
+    def start(self, queue: Queue) -> bool:
+        """Start an enabled queue where its ring state says; True if that is where another device stopped.
 
         Raises DmaError or StateError; the queue then does not run.
         """
         self._complete(queue)
-        restored = queue.state_written and (queue.last_avail_idx, queue.used_idx) != (0, 0)
-        if queue.state_written and not restored:
-            self._check_used_idx(queue)
+        self._refuse_impossible_state(queue)
+        initial = initial_ring_state(packed=self.is_packed)
+        state = initial if queue.ring_state is None else queue.ring_state
+        last_avail_idx, used_idx = unpack_ring_state(state)
+        # A stack that always writes the register writes the initial state on a fresh start.
+        moved = queue.state_written and state != initial
         queue.state_written = False
         self._plane.start_queue(
             queue.index,
@@ -90,13 +105,23 @@ class QueueSet:
             queue.desc,
             queue.driver,
             queue.device,
-            queue.last_avail_idx,
-            queue.used_idx,
-            features,
+            last_avail_idx,
+            used_idx,
+            self.features,
+            queue.ring_state is not None,
         )
         queue.started, queue.stopped = True, False
-        self._emit("queue_started", {"queue": queue.index, "restored": restored, **_state(queue)})
-        return restored
+        self._emit("queue_started", {"queue": queue.index, "restored": moved, **_indices(state)})
+        return moved
+
+    def _refuse_impossible_state(self, queue: Queue) -> None:
+        """A packed state beyond the ring is as good as none: a failed restore must not kill a NIC."""
+        state = queue.ring_state
+        if state is None or not self.is_packed or is_within_packed_ring(state, queue.size):
+            return
+        detail = f"LM_RING_STATE lies beyond a packed ring of {queue.size}; the queue starts anew"
+        self._violations.record(f"queue {queue.index}", "ring_state_beyond", state, "LM_RING_STATE", detail)
+        queue.ring_state, queue.state_written = None, False
 
     def stop(self, queue: Queue) -> None:
         """Stop a queue if it was started and keep its state; mends one that broke.
@@ -105,10 +130,10 @@ class QueueSet:
         """
         if not queue.started:
             return
-        queue.last_avail_idx, queue.used_idx = self._plane.stop_queue(queue.index)
+        queue.ring_state = pack_ring_state(*self._plane.stop_queue(queue.index))
         queue.started = False
         queue.stopped = True
-        self._emit("queue_stopped", {"queue": queue.index, **_state(queue)})
+        self._emit("queue_stopped", {"queue": queue.index, **_indices(queue.ring_state)})
 
     def reset(self) -> None:
         """Stop everything and return every queue to its initial state."""
@@ -116,13 +141,14 @@ class QueueSet:
             self.stop(queue)
             self._plane.set_call(queue.index, None)
         self._queues = [Queue(index, size) for index, size in enumerate(self._max_sizes)]
+        self.features = 0
 
     def ring_state(self, queue: int) -> int:
         """LM_RING_STATE of a queue."""
         item = self._queues[queue]
         if item.started:
             return pack_ring_state(*self._plane.ring_state(queue))
-        return pack_ring_state(item.last_avail_idx, item.used_idx)
+        return initial_ring_state(packed=self.is_packed) if item.ring_state is None else item.ring_state
 
     def has_stopped(self, queue: int) -> bool:
         """Whether ring state is that of a queue that ran and was stopped."""
@@ -137,32 +163,28 @@ class QueueSet:
         if item.enabled:
             return False
         item.used_idx_from_ring = used_idx_from_ring and (item.used_idx_from_ring or not item.state_written)
-        item.last_avail_idx, item.used_idx = unpack_ring_state(value)
+        item.ring_state = value
         item.state_written = True
         item.stopped = False
         return True
 
     def _complete(self, queue: Queue) -> None:
-        if not queue.used_idx_from_ring:
+        """Only last_avail_idx was restored: a packed ring has no used index in memory, a split one has."""
+        if not queue.used_idx_from_ring or queue.ring_state is None:
             return
         queue.used_idx_from_ring = False
-        # A ring that can't be read is reported by the start.
-        with contextlib.suppress(DmaError):
-            queue.used_idx = int.from_bytes(self._space.read(queue.device + _USED_IDX, 2), "little")
-
-    def _check_used_idx(self, queue: Queue) -> None:
-        # To the data plane a written initial state is a fresh start; any other one it checks itself.
-        try:
-            used_idx = int.from_bytes(self._space.read(queue.device + _USED_IDX, 2), "little")
-        except DmaError:
-            return  # start_queue reports rings that are not mapped
-        if used_idx:
-            detail = f"restored used_idx is 0, but used->idx in memory is {used_idx}"
-            self._violations.record(f"queue {queue.index}", "used_idx", 0, "LM_RING_STATE", detail)
+        last_avail_idx, _ = unpack_ring_state(queue.ring_state)
+        used_idx = last_avail_idx
+        if not self.is_packed:
+            # A ring that can't be read is reported by the start.
+            with contextlib.suppress(DmaError):
+                used_idx = int.from_bytes(self._space.read(queue.device + _USED_IDX, 2), "little")
+        queue.ring_state = pack_ring_state(last_avail_idx, used_idx)
 
 
-def _state(queue: Queue) -> dict[str, object]:
-    return {"last_avail_idx": queue.last_avail_idx, "used_idx": queue.used_idx}
+def _indices(state: int) -> dict[str, object]:
+    last_avail_idx, used_idx = unpack_ring_state(state)
+    return {"last_avail_idx": last_avail_idx, "used_idx": used_idx}
 
 
 def start_error(queue: Queue, error: VdpaNetError) -> str:

@@ -77,6 +77,7 @@ class VirtioNet:
             self._backend.set_offloads(features)
         except BackendError as error:
             return str(error)
+        self.queues.features = features
         return None
 
     def driver_ok(self) -> None:
@@ -186,7 +187,7 @@ class VirtioNet:
     def _start(self, queue: Queue) -> bool:
         """Start an enabled queue; whether its ring state was a restored one."""
         try:
-            restored = self.queues.start(queue, self.common.features)
+            restored = self.queues.start(queue)
         except (DmaError, StateError) as error:
             self._start_failed(queue, error)
             return False

@@ -19,6 +19,11 @@ LOGGING_CTRL_MASK: Final = 0xF
 MAX_QUEUES: Final = 1024
 PAIRS: Final = "LM_QUEUE_PAIRS"
 """Register of layouts that have one: how many queue pairs the driver has enabled."""
+PACKED_WRAP: Final = 1 << 15
+"""The wrap counter in a packed ring's index."""
+
+PACKED_OFFSET_MASK: Final = PACKED_WRAP - 1
+PACKED_INITIAL: Final = PACKED_WRAP << 16 | PACKED_WRAP
 
 
 @dataclass(frozen=True)
@@ -191,10 +196,24 @@ def profile_by_subsystem(vendor_id: int, device_id: int) -> Profile:
 
 
 def pack_ring_state(last_avail_idx: int, used_idx: int) -> int:
-    """LM_RING_STATE of a split ring: last_avail_idx in bits 15:0, used_idx in bits 31:16."""
+    """LM_RING_STATE: last_avail_idx in bits 15:0, used_idx in bits 31:16.
+
+    For a packed ring each half is in the vhost encoding: descriptor offset in bits 14:0, wrap counter in
+    bit 15.
+    """
     return (used_idx & 0xFFFF) << 16 | (last_avail_idx & 0xFFFF)
 
 
 def unpack_ring_state(value: int) -> tuple[int, int]:
-    """(last_avail_idx, used_idx) of a split ring's LM_RING_STATE."""
+    """(last_avail_idx, used_idx) of an LM_RING_STATE."""
     return value & 0xFFFF, value >> 16 & 0xFFFF
+
+
+def initial_ring_state(*, packed: bool) -> int:
+    """LM_RING_STATE of a ring that was never in use (packed: both wrap counters are 1; virtio 1.3, 2.8.1)."""
+    return PACKED_INITIAL if packed else 0
+
+
+def is_within_packed_ring(value: int, size: int) -> bool:
+    """Whether both descriptor offsets of a packed ring's LM_RING_STATE lie in a ring of `size`."""
+    return all(index & PACKED_OFFSET_MASK < size for index in unpack_ring_state(value))

@@ -58,13 +58,13 @@ FEATURES: Final[Mapping[int, str]] = {
     _virtio.F_EVENT_IDX: "RING_EVENT_IDX",
     _virtio.F_VERSION_1: "VERSION_1",
     _virtio.F_ACCESS_PLATFORM: "ACCESS_PLATFORM",
-    34: "RING_PACKED",
-    35: "IN_ORDER",
-    36: "ORDER_PLATFORM",
+    _virtio.F_RING_PACKED: "RING_PACKED",
+    _virtio.F_IN_ORDER: "IN_ORDER",
+    _virtio.F_ORDER_PLATFORM: "ORDER_PLATFORM",
     37: "SR_IOV",
     38: "NOTIFICATION_DATA",
     39: "NOTIF_CONFIG_DATA",
-    40: "RING_RESET",
+    _virtio.F_RING_RESET: "RING_RESET",
 }
 """Names of the feature bits (5.1.3 and 6), without VIRTIO_F_ and VIRTIO_NET_F_."""
 

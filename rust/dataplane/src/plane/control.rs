@@ -133,7 +133,6 @@ impl Control {
             return Next::Refused;
         }
         let mut bytes = Vec::new();
-        slot.in_flight = 1;
         let gathered = self.with_ring(&mut slot, |_, memory| {
             Ok(memory.gather(&chain.readable, &mut bytes)?)
         });
@@ -188,10 +187,9 @@ impl Control {
         let len = (reply.len() as u64).min(chain.writable_len) as usize;
         let interrupt = self.with_ring(slot, |ring, memory| {
             memory.scatter(&chain.writable, &reply[..len])?;
-            ring.push_used(memory, chain.head, len as u32)?;
+            ring.push_used(memory, chain.taken, len as u32)?;
             ring.publish(memory)
         });
-        slot.in_flight = 0;
         if let Some(interrupt) = interrupt {
             self.queue.counters.chain();
             if interrupt {

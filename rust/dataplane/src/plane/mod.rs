@@ -108,8 +108,8 @@ impl DataPlane {
         pairs.chain(self.control.iter().map(Control::queue))
     }
 
-    /// Start a stopped queue. It is scanned at once, without waiting for a kick; one that starts anywhere but at
-    /// 0 raises an interrupt.
+    /// Start a stopped queue. It is scanned at once, without waiting for a kick; one whose state
+    /// is restored raises an interrupt.
     ///
     /// Errors: it runs, the plane is closed, or `config` does not make a ring.
     pub fn start_queue(&self, index: u16, config: &RingConfig) -> Result<()> {

@@ -1,15 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Descriptor chains: the walk through the descriptor table and its indirect tables.
+//! Descriptor chains: what both formats share. How a chain is found is the formats' own business.
 
 use super::{RingFault, RingResult};
 use crate::memory::{Memory, Range};
 
-/// Size of one descriptor, in bytes (virtio 1.3 2.7.5).
+/// Size of one descriptor, in bytes (virtio 1.3 2.7.5, 2.8.13).
 pub const DESCRIPTOR_BYTES: u64 = 16;
 
-const NEXT: u16 = 1;
-const WRITE: u16 = 2;
-const INDIRECT: u16 = 4;
+pub(super) const NEXT: u16 = 1;
+pub(super) const WRITE: u16 = 2;
+pub(super) const INDIRECT: u16 = 4;
 
 const MAX_CHAIN_BYTES: u64 = 1 << 32;
 
@@ -17,11 +17,25 @@ const MAX_CHAIN_BYTES: u64 = 1 << 32;
 // queues (a frame in 18 fragments on a queue of 16): refusing those would break stock guests for no gain.
 const MIN_INDIRECT_LIMIT: u32 = 1024;
 
+/// The longest chain in an indirect table that a queue of this size takes.
+pub(super) fn indirect_limit(size: u16) -> u32 {
+    u32::from(size).max(MIN_INDIRECT_LIMIT)
+}
+
+/// A chain that was taken from a ring: what the ring has to know to use it or to have it back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Taken {
+    /// Split: index of the chain's first descriptor. Packed: its buffer id.
+    pub head: u16,
+    /// Places that it takes in the ring: entries of the available ring (always 1), or descriptors of a packed ring.
+    pub slots: u16,
+}
+
 /// One chain of buffers, split by direction. Reused from chain to chain.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Chain {
-    /// Index of its first descriptor.
-    pub head: u16,
+    /// What the ring calls it.
+    pub taken: Taken,
     /// The device-readable buffers, in order.
     pub readable: Vec<Range>,
     /// The device-writable buffers, in order.
@@ -30,31 +44,39 @@ pub struct Chain {
     pub readable_len: u64,
     /// Bytes of all device-writable buffers.
     pub writable_len: u64,
+    /// Where it begins, for messages.
+    first: u16,
 }
 
 impl Chain {
-    fn clear(&mut self, head: u16) {
-        self.head = head;
+    /// Begin anew, at this descriptor.
+    pub(super) fn begin(&mut self, first: u16) {
+        self.first = first;
         self.readable.clear();
         self.writable.clear();
         self.readable_len = 0;
         self.writable_len = 0;
     }
 
-    fn add(&mut self, descriptor: &Descriptor) -> RingResult<()> {
+    /// Index of its first descriptor.
+    pub(super) fn first(&self) -> u16 {
+        self.first
+    }
+
+    pub(super) fn add(&mut self, descriptor: &Descriptor) -> RingResult<()> {
         let len = u64::from(descriptor.len);
         if self.readable_len + self.writable_len + len > MAX_CHAIN_BYTES {
             return Err(RingFault {
                 kind: "chain_length",
                 value: self.readable_len + self.writable_len + len,
-                clause: "virtio 1.3 2.7.5.2: no chain longer than 2^32 bytes in total",
-                detail: format!("the chain at head {} is longer than 4 GiB", self.head),
+                clause: "virtio 1.3 2.7.5.2, 2.8.18: no chain longer than 2^32 bytes in total",
+                detail: format!(
+                    "the chain at descriptor {} is longer than 4 GiB",
+                    self.first
+                ),
             });
         }
-        let range = Range {
-            iova: descriptor.addr,
-            len,
-        };
+        let range = Range::new(descriptor.addr, len);
         if descriptor.flags & WRITE != 0 {
             self.writable.push(range);
             self.writable_len += len;
@@ -62,10 +84,10 @@ impl Chain {
             return Err(RingFault {
                 kind: "chain_order",
                 value: descriptor.addr,
-                clause: "virtio 1.3 2.7.4.2: device-writable elements after device-readable ones",
+                clause: "virtio 1.3 2.7.4.2, 2.8.17: device-writable elements after device-readable ones",
                 detail: format!(
-                    "the chain at head {} has a device-readable buffer after a device-writable one",
-                    self.head
+                    "the chain at descriptor {} has a device-readable buffer after a device-writable one",
+                    self.first
                 ),
             });
         } else {
@@ -76,142 +98,80 @@ impl Chain {
     }
 }
 
-struct Descriptor {
-    addr: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
+/// One descriptor of either format: they differ in what the third field means.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Descriptor {
+    pub(super) addr: u64,
+    pub(super) len: u32,
+    pub(super) flags: u16,
+    /// Split: next. Packed: id.
+    pub(super) link: u16,
 }
 
-impl From<[u8; 16]> for Descriptor {
-    fn from(raw: [u8; 16]) -> Self {
-        let [a0, a1, a2, a3, a4, a5, a6, a7, l0, l1, l2, l3, f0, f1, n0, n1] = raw;
-        Self {
-            addr: u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]),
-            len: u32::from_le_bytes([l0, l1, l2, l3]),
-            flags: u16::from_le_bytes([f0, f1]),
-            next: u16::from_le_bytes([n0, n1]),
-        }
-    }
-}
-
-/// A descriptor table, and how far a walk through it may go.
-pub(super) struct Table {
-    base: u64,
-    entries: u32,
-    steps_left: u32,
-    is_indirect: bool,
-}
-
-impl Table {
-    /// The table of a queue.
-    pub(super) fn of_queue(base: u64, size: u16) -> Self {
-        Self {
-            base,
-            entries: u32::from(size),
-            steps_left: u32::from(size),
-            is_indirect: false,
-        }
-    }
-
-    fn indirect(&self, descriptor: &Descriptor, head: u16) -> RingResult<Self> {
-        let fault = |clause, reason: &str| {
-            RingFault {
-            kind: "indirect",
-            value: u64::from(descriptor.flags) << 32 | u64::from(descriptor.len),
-            clause,
-            detail: format!(
-                "indirect descriptor of {} bytes, flags {:#x}, in the chain at head {head}: {reason}",
-                descriptor.len, descriptor.flags
-            ),
-        }
-        };
-        const DRIVER: &str = "virtio 1.3 2.7.5.3.1: one indirect table per chain, last in it";
-        if self.is_indirect {
-            return Err(fault(DRIVER, "it lies in an indirect table itself"));
-        }
-        if descriptor.flags & NEXT != 0 {
-            return Err(fault(DRIVER, "NEXT is set too"));
-        }
-        if descriptor.len == 0 || u64::from(descriptor.len) % DESCRIPTOR_BYTES != 0 {
-            return Err(fault(
-                "virtio 1.3 2.7.5.3: the table has len / 16 descriptors",
-                "expected a multiple of 16, and not 0",
-            ));
-        }
+impl Descriptor {
+    /// Number `index` of the table at `base`, in a split layout (flags before next).
+    pub(super) fn read_split(memory: &Memory<'_>, base: u64, index: u32) -> RingResult<Self> {
+        let (addr, len, flags, link) = read(memory, base, index)?;
         Ok(Self {
-            base: descriptor.addr,
-            entries: descriptor.len / DESCRIPTOR_BYTES as u32,
-            steps_left: self.entries.max(MIN_INDIRECT_LIMIT),
-            is_indirect: true,
+            addr,
+            len,
+            flags,
+            link,
         })
     }
 
-    fn read(&mut self, memory: &Memory<'_>, index: u16, head: u16) -> RingResult<Descriptor> {
-        if u32::from(index) >= self.entries {
-            return Err(RingFault {
-                kind: "descriptor_index",
-                value: u64::from(index),
-                clause: "virtio 1.3 2.7.5: next is an index into the table",
-                detail: format!(
-                    "the chain at head {head} leads to descriptor {index} of a table of {}",
-                    self.entries
-                ),
-            });
+    /// Number `index` of the ring or table at `base`, in a packed layout (id before flags).
+    pub(super) fn read_packed(memory: &Memory<'_>, base: u64, index: u32) -> RingResult<Self> {
+        let (addr, len, link, flags) = read(memory, base, index)?;
+        Ok(Self {
+            addr,
+            len,
+            flags,
+            link,
+        })
+    }
+
+    /// Descriptors in the indirect table that this one refers to. `clause` says where the format wants that.
+    pub(super) fn table_entries(&self, first: u16, clause: &'static str) -> RingResult<u32> {
+        if self.len == 0 || u64::from(self.len) % DESCRIPTOR_BYTES != 0 {
+            return Err(self.bad_indirect(
+                first,
+                clause,
+                "expected a length that is a multiple of 16, and not 0",
+            ));
         }
-        if self.steps_left == 0 {
-            return Err(RingFault {
-                kind: "chain_loop",
-                value: u64::from(head),
-                clause: "virtio 1.3 2.7.5.2: loops in the descriptor chain are forbidden",
-                detail: format!("the chain at head {head} is a loop, or longer than the queue"),
-            });
+        Ok(self.len / DESCRIPTOR_BYTES as u32)
+    }
+
+    /// The fault of an indirect descriptor in the chain that begins at `first`.
+    pub(super) fn bad_indirect(&self, first: u16, clause: &'static str, reason: &str) -> RingFault {
+        RingFault {
+            kind: "indirect",
+            value: u64::from(self.flags) << 32 | u64::from(self.len),
+            clause,
+            detail: format!(
+                "indirect descriptor of {} bytes, flags {:#x}, in the chain at descriptor {first}: {reason}",
+                self.len, self.flags
+            ),
         }
-        self.steps_left -= 1;
-        let offset = u64::from(index) * DESCRIPTOR_BYTES;
-        let Some(address) = self.base.checked_add(offset) else {
-            return Err(RingFault {
-                kind: "dma",
-                value: self.base,
-                clause: "virtio 1.3 2.7.5.3: addr is the address of the table",
-                detail: format!("descriptor table at {:#x} wraps around", self.base),
-            });
-        };
-        Ok(Descriptor::from(memory.read_array::<16>(address)?))
     }
 }
 
-/// Collect the chain that begins at `head` of `table` into `chain`. Ends after a bounded number of steps.
-pub(super) fn walk(
-    memory: &Memory<'_>,
-    mut table: Table,
-    head: u16,
-    indirect_negotiated: bool,
-    chain: &mut Chain,
-) -> RingResult<()> {
-    chain.clear(head);
-    let mut index = head;
-    loop {
-        let descriptor = table.read(memory, index, head)?;
-        if descriptor.flags & INDIRECT != 0 {
-            if !indirect_negotiated {
-                return Err(RingFault {
-                    kind: "indirect",
-                    value: u64::from(descriptor.flags),
-                    clause: "virtio 1.3 2.7.5.3.1: not without VIRTIO_F_INDIRECT_DESC",
-                    detail: format!(
-                        "descriptor {index} is indirect, but INDIRECT_DESC was not negotiated"
-                    ),
-                });
-            }
-            table = table.indirect(&descriptor, head)?;
-            index = 0;
-            continue;
-        }
-        chain.add(&descriptor)?;
-        if descriptor.flags & NEXT == 0 {
-            return Ok(());
-        }
-        index = descriptor.next;
-    }
+fn read(memory: &Memory<'_>, base: u64, index: u32) -> RingResult<(u64, u32, u16, u16)> {
+    let Some(address) = base.checked_add(u64::from(index) * DESCRIPTOR_BYTES) else {
+        return Err(RingFault {
+            kind: "dma",
+            value: base,
+            clause: "virtio 1.3 2.7.5.3, 2.8.7: addr is the address of the table",
+            detail: format!("descriptor table at {base:#x} wraps around"),
+        });
+    };
+    let raw = memory.read_array::<16>(address)?;
+    let [a0, a1, a2, a3, a4, a5, a6, a7, l0, l1, l2, l3, x0, x1, y0, y1] = raw;
+    Ok((
+        u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]),
+        u32::from_le_bytes([l0, l1, l2, l3]),
+        u16::from_le_bytes([x0, x1]),
+        u16::from_le_bytes([y0, y1]),
+    ))
 }

@@ -1,17 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Virtqueues: one trait for every ring format, the split ring behind it.
+//! Virtqueues: one trait, the split and the packed ring behind it.
 //!
 //! What comes in is untrusted: a [`RingConfig`] is plain data, and only [`open`] makes a ring of it. A driver that
 //! breaks the rules of the ring gets a [`RingFault`], after which the ring is not used any more.
 
+mod area;
 pub mod chain;
+pub mod packed;
 pub mod split;
 
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::violation::Violation;
 
-pub use chain::Chain;
+pub use chain::{Chain, Taken};
+
+/// Largest queue size (virtio 1.3 2.7, 2.8).
+pub const MAX_QUEUE_SIZE: u32 = 32768;
 
 /// VIRTIO_NET_F_MRG_RXBUF.
 pub const F_MRG_RXBUF: u64 = 1 << 15;
@@ -21,20 +26,31 @@ pub const F_INDIRECT_DESC: u64 = 1 << 28;
 pub const F_EVENT_IDX: u64 = 1 << 29;
 /// VIRTIO_F_RING_PACKED.
 pub const F_RING_PACKED: u64 = 1 << 34;
+/// VIRTIO_F_IN_ORDER.
+pub const F_IN_ORDER: u64 = 1 << 35;
 
-/// The two indices that a device must know to go on where another one stopped.
+/// The two indices that a device must know to go on where another one stopped. Of a packed ring they are in the vhost
+/// encoding: offset in bits 14:0, wrap counter in bit 15.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RingState {
-    /// The next entry of the available ring that the device will look at.
+    /// The next entry of the available ring (packed: the next descriptor) that the device will look at.
     pub last_avail_idx: u16,
-    /// The next entry of the used ring that the device will write.
+    /// The next entry of the used ring (packed: the next used descriptor) that the device will write.
     pub used_idx: u16,
 }
 
 impl RingState {
-    /// Whether a ring that starts here was in use before.
-    pub fn is_restored(self) -> bool {
-        self != Self::default()
+    /// Where a ring with these features starts that was not in use before.
+    pub fn initial(features: u64) -> Self {
+        let index = if features & F_RING_PACKED != 0 {
+            1 << 15
+        } else {
+            0
+        };
+        Self {
+            last_avail_idx: index,
+            used_idx: index,
+        }
     }
 }
 
@@ -53,6 +69,8 @@ pub struct RingConfig {
     pub state: RingState,
     /// The negotiated features.
     pub features: u64,
+    /// Whether `state` is that of a ring that was in use before, here or elsewhere.
+    pub restored: bool,
 }
 
 /// Why a ring can't be used any more.
@@ -103,24 +121,29 @@ impl From<Error> for RingFault {
 
 /// What a worker does with a virtqueue, whatever its format.
 ///
-/// Popped chains that were not used yet can be handed back, the last ones first, as long as nothing was written to
-/// them. Used elements are invisible to the driver until [`Ring::publish`].
+/// Chains are used in the order in which they were popped (which is all that VIRTIO_F_IN_ORDER asks of a device).
+/// Popped chains that were not used yet can be handed back, the last one first, as long as nothing was written to them.
+/// Used elements are invisible to the driver until [`Ring::publish`].
 pub trait Ring: Send + std::fmt::Debug {
-    /// How many chains the driver offers beyond those that were popped.
+    /// Whether the driver offers a chain beyond those that were popped.
+    fn has_available(&mut self, memory: &Memory<'_>) -> RingResult<bool>;
+    /// How many chains it offers. In a packed ring that is found out by counting.
     fn available(&mut self, memory: &Memory<'_>) -> RingResult<u16>;
     /// Take the next chain into `chain`; false: there is none. After a fault the chain counts as not taken.
     fn pop(&mut self, memory: &Memory<'_>, chain: &mut Chain) -> RingResult<bool>;
-    /// Hand the last `count` popped chains back.
-    fn unpop(&mut self, count: u16);
-    /// Write the used element of a chain, `len` bytes written to it.
-    fn push_used(&mut self, memory: &Memory<'_>, head: u16, len: u32) -> RingResult<()>;
+    /// Hand the last popped chain back.
+    fn unpop(&mut self, taken: Taken);
+    /// Write the used element of the oldest popped chain, `len` bytes written to it.
+    fn push_used(&mut self, memory: &Memory<'_>, taken: Taken, len: u32) -> RingResult<()>;
     /// Show all pushed elements to the driver; true: it wants an interrupt for them.
     fn publish(&mut self, memory: &Memory<'_>) -> RingResult<bool>;
     /// Ask the driver for a kick at its next chain; true: more chains came before the driver could know.
     fn enable_kicks(&mut self, memory: &Memory<'_>) -> RingResult<bool>;
     /// Tell the driver that kicks are not needed.
     fn disable_kicks(&mut self, memory: &Memory<'_>) -> RingResult<()>;
-    /// Where another device would have to go on.
+    /// What in memory contradicts the state that this ring was opened with.
+    fn check_restored(&self, memory: &Memory<'_>) -> RingResult<()>;
+    /// Where another device would have to go on: chains that were popped and not used count as not taken.
     fn state(&self) -> RingState;
     /// Number of descriptors.
     fn size(&self) -> u16;
@@ -128,14 +151,11 @@ pub trait Ring: Send + std::fmt::Debug {
 
 /// Check `config` and make a ring of it.
 ///
-/// Errors: the size, an alignment, an area that is not mapped, a format that this device does not know.
+/// Errors: the size, an alignment, an area that is not mapped, a state that the format can't have.
 pub fn open(config: &RingConfig, memory: &Memory<'_>) -> Result<Box<dyn Ring>> {
-    if config.features & F_RING_PACKED != 0 {
-        return Err(Error::BadRing {
-            what: "features with RING_PACKED",
-            value: config.features,
-            expected: "a split ring",
-        });
-    }
-    Ok(Box::new(split::SplitQueue::new(config, memory)?))
+    Ok(if config.features & F_RING_PACKED != 0 {
+        Box::new(packed::PackedQueue::new(config, memory)?)
+    } else {
+        Box::new(split::SplitQueue::new(config, memory)?)
+    })
 }

@@ -291,7 +291,7 @@ impl Pair {
         }
         match state.tx.slot.ring.as_deref_mut() {
             // A fault is for the next batch to report.
-            Some(ring) => ring.available(&self.space.lock()) != Ok(0),
+            Some(ring) => ring.has_available(&self.space.lock()) != Ok(false),
             None => false,
         }
     }

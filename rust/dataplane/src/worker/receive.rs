@@ -9,7 +9,7 @@ use crate::backend::Received;
 use crate::counters::Drop;
 use crate::memory::{Memory, Range};
 use crate::net::{self, HEADER_BYTES, MAX_PACKET_BYTES};
-use crate::ring::{Chain, Ring, RingResult, F_MRG_RXBUF};
+use crate::ring::{Chain, Ring, RingResult, Taken, F_MRG_RXBUF};
 
 /// Why a batch ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +41,7 @@ pub(crate) struct ReceivedBatch {
 pub(crate) struct Inbox {
     buffer: Vec<u8>,
     pending: Option<usize>,
-    used: Vec<(u16, u64)>,
+    used: Vec<(Taken, u64)>,
     ranges: Vec<Range>,
 }
 
@@ -153,7 +153,7 @@ impl Batch<'_, '_> {
         if self.inbox.pending.is_some() {
             return Ok(Fetched::Ready);
         }
-        if self.ring.available(self.memory)? == 0 {
+        if !self.ring.has_available(self.memory)? {
             return Ok(Fetched::Nothing(Ended::NoBuffers));
         }
         let len = match self.pair.port.receive(&mut self.inbox.buffer) {
@@ -175,12 +175,15 @@ impl Batch<'_, '_> {
         self.inbox.used.clear();
         self.inbox.ranges.clear();
         let result = match self.collect(len as u64) {
-            Ok(Delivery::Done) => self.fill(len).map(|()| Delivery::Done),
+            Ok(Delivery::Done) => self.write(len).map(|()| Delivery::Done),
             other => other,
         };
-        if !matches!(result, Ok(Delivery::Done)) {
-            self.ring.unpop(self.inbox.used.len() as u16);
-            self.inbox.used.clear();
+        if matches!(result, Ok(Delivery::Done)) {
+            self.give_back(len)?;
+        } else {
+            for (taken, _) in self.inbox.used.drain(..).rev() {
+                self.ring.unpop(taken);
+            }
         }
         result
     }
@@ -200,21 +203,25 @@ impl Batch<'_, '_> {
             self.inbox.ranges.extend_from_slice(&self.chain.writable);
             self.inbox
                 .used
-                .push((self.chain.head, self.chain.writable_len));
+                .push((self.chain.taken, self.chain.writable_len));
         }
         Ok(Delivery::Done)
     }
 
-    /// Write the packet, then the used elements. Nothing is handed back once elements are being written.
-    fn fill(&mut self, len: usize) -> RingResult<()> {
+    /// Write the packet, all of it or nothing.
+    fn write(&mut self, len: usize) -> RingResult<()> {
         let packet = &mut self.inbox.buffer[..len];
         net::set_num_buffers(packet, self.inbox.used.len() as u16);
         self.memory.scatter(&self.inbox.ranges, packet)?;
-        self.ring.disable_kicks(self.memory)?;
+        self.ring.disable_kicks(self.memory)
+    }
+
+    /// Write the used elements. Nothing is handed back any more.
+    fn give_back(&mut self, len: usize) -> RingResult<()> {
         let mut left = len as u64;
-        for &(head, room) in &self.inbox.used {
+        for &(taken, room) in &self.inbox.used {
             let written = left.min(room);
-            self.ring.push_used(self.memory, head, written as u32)?;
+            self.ring.push_used(self.memory, taken, written as u32)?;
             self.pair.rx.counters.chain();
             left -= written;
         }

@@ -57,16 +57,16 @@ impl Pair {
             match self.send(memory, chain) {
                 Ok(true) => {}
                 Ok(false) => {
-                    ring.unpop(1);
+                    ring.unpop(chain.taken);
                     done.is_blocked = true;
                     break;
                 }
                 Err(fault) => {
-                    ring.unpop(1);
+                    ring.unpop(chain.taken);
                     return Err(fault);
                 }
             }
-            ring.push_used(memory, chain.head, 0)?;
+            ring.push_used(memory, chain.taken, 0)?;
             self.tx.counters.chain();
             done.chains += 1;
         }

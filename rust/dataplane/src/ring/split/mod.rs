@@ -7,15 +7,19 @@
 //! index was stored. *Kicks and interrupts*: each side stores its own index or event, then a full fence, then
 //! loads the other side's (2.7.7.2, 2.7.10): one of the two sees the other, so that no notification is lost.
 
+mod table;
+
 use std::sync::atomic::{fence, Ordering};
 
-use super::chain::{self, Chain, Table, DESCRIPTOR_BYTES};
-use super::{Ring, RingConfig, RingFault, RingResult, RingState, F_EVENT_IDX, F_INDIRECT_DESC};
+use super::area::Area;
+use super::chain::{Chain, Taken, DESCRIPTOR_BYTES};
+use super::{
+    Ring, RingConfig, RingFault, RingResult, RingState, F_EVENT_IDX, F_INDIRECT_DESC,
+    MAX_QUEUE_SIZE,
+};
 use crate::error::{Error, Result};
-use crate::memory::{Memory, Range};
-
-/// Largest queue size (virtio 1.3 2.7).
-pub const MAX_QUEUE_SIZE: u32 = 32768;
+use crate::memory::Memory;
+use table::Table;
 
 const AVAIL_IDX: u64 = 2;
 const AVAIL_RING: u64 = 4;
@@ -36,6 +40,8 @@ pub struct SplitQueue {
     indirect: bool,
     /// The next entry of the available ring to pop.
     last_avail_idx: u16,
+    /// Chains that were taken and not given back yet.
+    in_flight: u16,
     /// avail->idx as loaded last.
     avail_idx: u16,
     /// The next entry of the used ring to write; not yet visible to the driver.
@@ -61,28 +67,7 @@ impl SplitQueue {
                 expected: "a power of two from 1 to 32768 (virtio 1.3 2.7)",
             });
         }
-        let entries = u64::from(size);
-        Area::new(
-            "queue_desc",
-            config.desc,
-            "a multiple of 16 (virtio 1.3 2.7.1)",
-            16,
-        )
-        .check(memory, DESCRIPTOR_BYTES * entries, false)?;
-        Area::new(
-            "queue_driver",
-            config.driver,
-            "a multiple of 2 (virtio 1.3 2.7.1)",
-            2,
-        )
-        .check(memory, 6 + 2 * entries, false)?;
-        Area::new(
-            "queue_device",
-            config.device,
-            "a multiple of 4 (virtio 1.3 2.7.1)",
-            4,
-        )
-        .check(memory, 6 + USED_ELEMENT_BYTES * entries, true)?;
+        check_areas(config, memory)?;
         Ok(Self {
             size: size as u16,
             desc: config.desc,
@@ -92,16 +77,12 @@ impl SplitQueue {
             indirect: config.features & F_INDIRECT_DESC != 0,
             last_avail_idx: config.state.last_avail_idx,
             avail_idx: config.state.last_avail_idx,
+            in_flight: 0,
             next_used_idx: config.state.used_idx,
             used_idx: config.state.used_idx,
             signalled_used: None,
             kicks_disabled: None,
         })
-    }
-
-    /// used->idx as it stands in memory.
-    pub fn used_idx_in_memory(config: &RingConfig, memory: &Memory<'_>) -> Result<u16> {
-        memory.load_u16(config.device + USED_IDX)
     }
 
     fn slot(&self, index: u16) -> u64 {
@@ -163,46 +144,57 @@ pub fn event_passed(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
-struct Area {
-    what: &'static str,
-    iova: u64,
-    expected: &'static str,
-    align: u64,
-}
-
-impl Area {
-    fn new(what: &'static str, iova: u64, expected: &'static str, align: u64) -> Self {
-        Self {
+fn check_areas(config: &RingConfig, memory: &Memory<'_>) -> Result<()> {
+    let entries = u64::from(config.size);
+    let areas = [
+        (
+            "queue_desc",
+            config.desc,
+            16,
+            "a multiple of 16 (virtio 1.3 2.7)",
+            DESCRIPTOR_BYTES * entries,
+            false,
+        ),
+        (
+            "queue_driver",
+            config.driver,
+            2,
+            "a multiple of 2 (virtio 1.3 2.7)",
+            6 + 2 * entries,
+            false,
+        ),
+        (
+            "queue_device",
+            config.device,
+            4,
+            "a multiple of 4 (virtio 1.3 2.7)",
+            6 + USED_ELEMENT_BYTES * entries,
+            true,
+        ),
+    ];
+    for (what, iova, align, expected, len, writable) in areas {
+        let area = Area {
             what,
             iova,
-            expected,
             align,
-        }
-    }
-
-    fn check(&self, memory: &Memory<'_>, len: u64, writable: bool) -> Result<()> {
-        if self.iova % self.align != 0 {
-            return Err(Error::BadRing {
-                what: self.what,
-                value: self.iova,
-                expected: self.expected,
-            });
-        }
-        let range = Range {
-            iova: self.iova,
-            len,
+            expected,
         };
-        memory.check(range, writable)
+        area.check(memory, len, writable)?;
     }
+    Ok(())
 }
 
 impl Ring for SplitQueue {
+    fn has_available(&mut self, memory: &Memory<'_>) -> RingResult<bool> {
+        Ok(self.last_avail_idx != self.avail_idx || self.load_avail_idx(memory)? > 0)
+    }
+
     fn available(&mut self, memory: &Memory<'_>) -> RingResult<u16> {
         self.load_avail_idx(memory)
     }
 
     fn pop(&mut self, memory: &Memory<'_>, chain: &mut Chain) -> RingResult<bool> {
-        if self.last_avail_idx == self.avail_idx && self.load_avail_idx(memory)? == 0 {
+        if !self.has_available(memory)? {
             return Ok(false);
         }
         let entry = self.driver + AVAIL_RING + 2 * self.slot(self.last_avail_idx);
@@ -219,18 +211,20 @@ impl Ring for SplitQueue {
             });
         }
         let table = Table::of_queue(self.desc, self.size);
-        chain::walk(memory, table, head, self.indirect, chain)?;
+        table::walk(memory, table, head, self.indirect, chain)?;
         self.last_avail_idx = self.last_avail_idx.wrapping_add(1);
+        self.in_flight = self.in_flight.wrapping_add(1);
         Ok(true)
     }
 
-    fn unpop(&mut self, count: u16) {
-        self.last_avail_idx = self.last_avail_idx.wrapping_sub(count);
+    fn unpop(&mut self, _taken: Taken) {
+        self.last_avail_idx = self.last_avail_idx.wrapping_sub(1);
+        self.in_flight = self.in_flight.wrapping_sub(1);
     }
 
-    fn push_used(&mut self, memory: &Memory<'_>, head: u16, len: u32) -> RingResult<()> {
+    fn push_used(&mut self, memory: &Memory<'_>, taken: Taken, len: u32) -> RingResult<()> {
         let mut element = [0; USED_ELEMENT_BYTES as usize];
-        element[..4].copy_from_slice(&u32::from(head).to_le_bytes());
+        element[..4].copy_from_slice(&u32::from(taken.head).to_le_bytes());
         element[4..].copy_from_slice(&len.to_le_bytes());
         let slot = self.slot(self.next_used_idx);
         memory.write_from(
@@ -238,6 +232,7 @@ impl Ring for SplitQueue {
             &element,
         )?;
         self.next_used_idx = self.next_used_idx.wrapping_add(1);
+        self.in_flight = self.in_flight.wrapping_sub(1);
         Ok(())
     }
 
@@ -264,9 +259,25 @@ impl Ring for SplitQueue {
         self.store_kick_wish(memory, false)
     }
 
+    fn check_restored(&self, memory: &Memory<'_>) -> RingResult<()> {
+        let found = memory.load_u16(self.device + USED_IDX)?;
+        if found != self.used_idx {
+            return Err(RingFault {
+                kind: "used_idx",
+                value: u64::from(self.used_idx),
+                clause: "virtio 1.3 2.7.8: used->idx is where the device puts the next element",
+                detail: format!(
+                    "restored used_idx is {}, but used->idx in memory is {found}",
+                    self.used_idx
+                ),
+            });
+        }
+        Ok(())
+    }
+
     fn state(&self) -> RingState {
         RingState {
-            last_avail_idx: self.last_avail_idx,
+            last_avail_idx: self.last_avail_idx.wrapping_sub(self.in_flight),
             used_idx: self.used_idx,
         }
     }
