@@ -15,6 +15,7 @@ import difflib
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from vdpa_net.errors import OptionError
 from vdpa_net.wire.lm import Profile
@@ -69,6 +70,23 @@ class NicDevice:
     vectors: int | None = None
     disabled_features: frozenset[str] = field(default_factory=frozenset)
     profile: str | Profile = "vdpa"
+
+
+@dataclass(frozen=True)
+class VhostSocket:
+    """Where front end and back end meet: with `server` the back end listens, else it connects."""
+
+    path: Path
+    server: bool = True
+
+
+def parse_vhost_socket(text: str, *, client: bool = False) -> VhostSocket:
+    """The socket of `PATH[,server=on|off]`; `client` means server=off. Raises OptionError."""
+    path, pairs = split_options("--vhost-socket", text, "path")
+    values = _read_all("--vhost-socket", {"server": _switch}, pairs)
+    if client and values.get("server"):
+        raise OptionError("--vhost-socket: server=on and --client exclude each other")
+    return VhostSocket(Path(path), server=not client and bool(values.get("server", True)))
 
 
 def parse_netdev(text: str) -> Netdev:

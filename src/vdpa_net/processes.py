@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vdpa_net.errors import OptionError
 from vdpa_net.migration.faults import Fault
-from vdpa_net.options import LoopbackNetdev, Netdev, NicDevice, check_pair
+from vdpa_net.options import LoopbackNetdev, Netdev, NicDevice, VhostSocket, check_pair
 from vdpa_net.qemu_arguments import attach_help
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def open_handle(device: str) -> DeviceHandle:
 
 
 def serve_driver(
-    device: str, vhost_socket: Path, control: Path | None, profile: Profile | None = None
+    device: str, vhost_socket: VhostSocket, control: Path | None, profile: Profile | None = None
 ) -> None:
     """`vdpa-net driver`: the vDPA driver of a device that is elsewhere, and its vhost socket."""
     with contextlib.ExitStack() as stack:
@@ -84,11 +84,11 @@ def serve_driver(
         handle = stack.enter_context(open_handle(device))
         methods = _build_driver(stack, handle, vhost_socket, profile)
         _offer_control(stack, control, {**methods, "shutdown": stop.request})
-        _say_listening(vhost_socket)
+        _say_meeting(vhost_socket)
         stop.wait()
 
 
-def serve_vhost(request: DeviceRequest, vhost_socket: Path, control: Path | None) -> None:
+def serve_vhost(request: DeviceRequest, vhost_socket: VhostSocket, control: Path | None) -> None:
     """`vdpa-net vhost`: device and driver in this process, the vhost socket outside."""
     from vdpa_net.driver.in_process import InProcessHandle  # noqa: PLC0415
 
@@ -99,7 +99,7 @@ def serve_vhost(request: DeviceRequest, vhost_socket: Path, control: Path | None
         driver_methods = _build_driver(stack, handle, vhost_socket, device.options.profile)
         methods = {**device_methods(stack, device), **driver_methods}
         _offer_control(stack, control, {**methods, "shutdown": stop.request})
-        _say_listening(vhost_socket)
+        _say_meeting(vhost_socket)
         stop.wait()
 
 
@@ -220,14 +220,15 @@ def _build_device(stack: contextlib.ExitStack, request: DeviceRequest) -> NetDev
 
 
 def _build_driver(
-    stack: contextlib.ExitStack, handle: DeviceHandle, vhost_socket: Path, profile: Profile | None
+    stack: contextlib.ExitStack, handle: DeviceHandle, vhost_socket: VhostSocket, profile: Profile | None
 ) -> Methods:
     from vdpa_net.driver.vdpa_driver import VdpaDriver  # noqa: PLC0415
     from vdpa_net.driver.vhost_backend import VhostBackend  # noqa: PLC0415
-    from vdpa_net.transport.vhost_user.server import VhostUserServer  # noqa: PLC0415
+    from vdpa_net.transport.vhost_user.server import VhostUserClient, VhostUserServer  # noqa: PLC0415
 
     driver = VdpaDriver(handle, profile)
-    server = stack.enter_context(VhostUserServer(vhost_socket, VhostBackend(driver), on_error=_say_error))
+    make_peer = VhostUserServer if vhost_socket.server else VhostUserClient
+    server = stack.enter_context(make_peer(vhost_socket.path, VhostBackend(driver), on_error=_say_error))
     return {"evidence": driver.evidence, "wire_log": server.wire_log}
 
 
@@ -244,6 +245,13 @@ def _offer_control(stack: contextlib.ExitStack, path: Path | None, methods: Meth
 
 def _say(text: str) -> None:
     print(text, flush=True)
+
+
+def _say_meeting(socket: VhostSocket) -> None:
+    if socket.server:
+        _say_listening(socket.path)
+    else:
+        _say(f"connecting to {socket.path}")
 
 
 def _say_listening(path: Path) -> None:

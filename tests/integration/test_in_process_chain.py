@@ -18,20 +18,15 @@ from vdpa_net.driver.vfio_user import VfioUserHandle
 from vdpa_net.errors import PeerError
 from vdpa_net.testing.dirty_log import DirtyLog
 from vdpa_net.testing.frames import FrameMint
-from vdpa_net.testing.front_end import WANTED_FEATURES, Manners, VhostFrontEnd
-from vdpa_net.testing.guest_cpu import RX, TX, GuestCpu, Wires
+from vdpa_net.testing.guest_cpu import RX, TX, Wires
 from vdpa_net.testing.guest_driver import GuestDriver
 from vdpa_net.testing.guest_memory import GuestMemory
-from vdpa_net.testing.net_queues import NetQueues
-from vdpa_net.testing.split_ring import SplitRing
 from vdpa_net.testing.vfio_kernel import FakeVfioKernel
+from vdpa_net.testing.vhost_guest import HIGH, LAYOUT, MAC, VhostGuest
 from vdpa_net.testing.vhost_side import VhostSide
 from vdpa_net.transport.vfio_user.server import VfioUserServer
 from vdpa_net.wire import virtio_net, virtio_pci
 
-MAC = "52:54:00:00:00:2a"
-HIGH = 1 << 32
-LAYOUT = [(0, 1 << 20), (HIGH, 4 << 20)]
 LOG_IOVA = 1 << 44
 
 
@@ -116,7 +111,7 @@ def test_failed_log_start_leaves_the_queues_running(driver: GuestDriver, handle:
 
 def test_reset_clears_the_lm_block(driver: GuestDriver, handle: DeviceHandle) -> None:
     driver.start()
-    log = DirtyLog.for_memory_end(HIGH + (4 << 20))
+    log = DirtyLog.for_memory_end(HIGH + (8 << 20))
     size = -(-log.size_bytes // 4096) * 4096
     handle.dma_map(LOG_IOVA, size, log.fd, 0)
     assert driver.start_logging(LOG_IOVA, LOG_IOVA + log.size_bytes)
@@ -130,29 +125,6 @@ def test_reset_clears_the_lm_block(driver: GuestDriver, handle: DeviceHandle) ->
 
 
 # --- a front end on the vhost socket --------------------------------------------------------------
-
-
-class VhostGuest:
-    """A guest whose NIC is a vhost-user front end."""
-
-    def __init__(
-        self, path: Path, *, features: int = WANTED_FEATURES, manners: Manners | None = None
-    ) -> None:
-        self.memory = GuestMemory(LAYOUT)
-        self.rings = [SplitRing.allocate(self.memory, 256, region=1) for _ in (RX, TX)]
-        self.cpu = GuestCpu(NetQueues(self.memory, self.rings[RX], self.rings[TX], region=1))
-        self.front_end = VhostFrontEnd(path, self.memory, self.rings, features=features, manners=manners)
-
-    def run(self, frames: int) -> None:
-        """Run until so many more frames have come back; then pause."""
-        self.cpu.run(Wires(self.front_end.kick, self.front_end.call_fds))
-        assert self.cpu.wait_for_frames(frames)
-        self.cpu.pause()
-
-    def close(self) -> None:
-        self.cpu.close()
-        self.front_end.close()
-        self.memory.close()
 
 
 @pytest.fixture
@@ -178,7 +150,7 @@ def test_front_end_carries_traffic(guest: VhostGuest, side: VhostSide) -> None:
 
 def test_log_that_grows_replaces_the_old_one_at_once(guest: VhostGuest) -> None:
     guest.front_end.connect()
-    small, large = (DirtyLog.for_memory_end(HIGH + (size << 20)) for size in (4, 64))
+    small, large = (DirtyLog.for_memory_end(HIGH + (size << 20)) for size in (8, 64))
     guest.front_end.start_logging(small)
     guest.run(20)
     guest.front_end.start_logging(large)
@@ -193,7 +165,7 @@ def test_log_that_grows_replaces_the_old_one_at_once(guest: VhostGuest) -> None:
 
 def test_clearing_log_all_stops_logging(guest: VhostGuest) -> None:
     guest.front_end.connect()
-    log = DirtyLog.for_memory_end(HIGH + (4 << 20), 4096)
+    log = DirtyLog.for_memory_end(HIGH + (8 << 20), 4096)
     guest.front_end.start_logging(log)
     guest.run(20)
     guest.front_end.stop_logging()

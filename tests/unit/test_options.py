@@ -2,6 +2,7 @@
 """QEMU's option strings: what is understood, and how the rest is refused."""
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,9 +13,11 @@ from vdpa_net.options import (
     LoopbackNetdev,
     NicDevice,
     TapNetdev,
+    VhostSocket,
     check_pair,
     parse_device,
     parse_netdev,
+    parse_vhost_socket,
     split_options,
 )
 
@@ -187,3 +190,31 @@ def test_no_property_raises_anything_but_an_option_error(text: str) -> None:
             (parse_device if beginning.startswith("virtio") else parse_netdev)(beginning + text)
         except OptionError:
             continue
+
+
+@pytest.mark.parametrize(
+    ("text", "client", "server"),
+    [
+        ("/run/v.sock", False, True),
+        ("/run/v.sock,server=on", False, True),
+        ("/run/v.sock,server=off", False, False),
+        ("/run/v.sock", True, False),
+        ("/run/v.sock,server=off", True, False),
+    ],
+)
+def test_a_vhost_socket_is_listened_on_or_connected_to(text: str, client: bool, server: bool) -> None:
+    assert parse_vhost_socket(text, client=client) == VhostSocket(Path("/run/v.sock"), server)
+
+
+@pytest.mark.parametrize(
+    ("text", "client", "what"),
+    [
+        ("/run/v.sock,server=on", True, "exclude each other"),
+        ("/run/v.sock,reconnect=1", False, "reconnect"),
+        ("/run/v.sock,server=maybe", False, "server=maybe"),
+        (",server=off", False, "does not begin with a name"),
+    ],
+)
+def test_an_impossible_vhost_socket_is_refused_by_name(text: str, client: bool, what: str) -> None:
+    with pytest.raises(OptionError, match=what):
+        parse_vhost_socket(text, client=client)

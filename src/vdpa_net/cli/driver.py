@@ -27,5 +27,5 @@ def run(arguments: argparse.Namespace) -> int:
     from vdpa_net.profiles import find_profile  # noqa: PLC0415
 
     profile = find_profile(arguments.profile) if arguments.profile else None
-    serve_driver(arguments.device, arguments.vhost_socket, arguments.control, profile)
+    serve_driver(arguments.device, options.vhost_socket(arguments), arguments.control, profile)
     return 0

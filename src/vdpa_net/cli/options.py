@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from vdpa_net.options import VhostSocket
     from vdpa_net.processes import DeviceRequest
 
 ACCELERATORS = ("auto", "kvm", "tcg")
@@ -78,14 +79,25 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
 
 
 def add_vhost_socket(parser: argparse.ArgumentParser) -> None:
-    """`--vhost-socket`."""
+    """`--vhost-socket` and `--client`, as `vhost_socket` reads them."""
     parser.add_argument(
         "--vhost-socket",
-        type=Path,
         required=True,
-        metavar="PATH",
-        help="Unix socket for the vhost-user front end",
+        metavar="PATH[,server=off]",
+        help="Unix socket for the vhost-user front end; listen there, or with server=off connect to it",
     )
+    parser.add_argument(
+        "--client",
+        action="store_true",
+        help="the same as server=off: connect to a front end that listens, and again when it is gone",
+    )
+
+
+def vhost_socket(arguments: argparse.Namespace) -> VhostSocket:
+    """The socket that the options of `add_vhost_socket` describe. Raises OptionError."""
+    from vdpa_net.options import parse_vhost_socket  # noqa: PLC0415
+
+    return parse_vhost_socket(arguments.vhost_socket, client=arguments.client)
 
 
 def add_control(parser: argparse.ArgumentParser) -> None:

@@ -19,5 +19,5 @@ def run(arguments: argparse.Namespace) -> int:
     """Serve until told to end."""
     from vdpa_net.processes import serve_vhost  # noqa: PLC0415
 
-    serve_vhost(options.device_request(arguments), arguments.vhost_socket, arguments.control)
+    serve_vhost(options.device_request(arguments), options.vhost_socket(arguments), arguments.control)
     return 0

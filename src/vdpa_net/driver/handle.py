@@ -8,7 +8,7 @@ kernel VFIO handle (`vfio`) has its place beside them.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Protocol, Self, runtime_checkable
 
 
 class DeviceHandle(Protocol):
@@ -52,3 +52,11 @@ class DeviceHandle(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+@runtime_checkable
+class CanAnnounce(Protocol):
+    """A handle whose device can be asked to announce a station; no register does that."""
+
+    def announce(self, mac: str) -> None:
+        """Announce this MAC address on the device's network. Raises OptionError."""

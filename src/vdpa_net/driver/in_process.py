@@ -47,6 +47,10 @@ class InProcessHandle:
         """Make the eventfd the queue's kick; None detaches. Raises AccessError."""
         self._device.set_kick(queue, fd)
 
+    def announce(self, mac: str) -> None:
+        """Announce a station on the device's network. Raises OptionError."""
+        self._device.announce(mac)
+
     def reset(self) -> None:
         """Device reset."""
         self._device.reset()

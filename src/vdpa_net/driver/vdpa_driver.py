@@ -14,13 +14,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
-from vdpa_net.driver.handle import DeviceHandle
+from vdpa_net.driver.handle import CanAnnounce, DeviceHandle
 from vdpa_net.driver.log_area import LogArea, LogMapping
 from vdpa_net.driver.pci_scan import VirtioFunction, Window, scan
 from vdpa_net.errors import ProtocolError, StateError
 from vdpa_net.wire import pci
-from vdpa_net.wire.layout import RegisterMap
+from vdpa_net.wire.layout import Register, RegisterMap
 from vdpa_net.wire.lm import PAIRS, Profile, pack_ring_state, ring_state_name, unpack_ring_state
+from vdpa_net.wire.virtio_net import DEVICE_CFG
 from vdpa_net.wire.virtio_pci import COMMON_CFG, MSI_NO_VECTOR, Status
 
 STOP_SECONDS = 5.0
@@ -101,6 +102,25 @@ class VdpaDriver:
     def is_logging(self) -> bool:
         """Whether the device was told to log."""
         return self._running is not None and self._running.log is not None
+
+    def needs_reset(self) -> bool:
+        """Whether the device can't go on without a reset (virtio 1.3, 2.1.2)."""
+        return bool(self._status() & Status.DEVICE_NEEDS_RESET)
+
+    def device_config(self) -> bytes:
+        """The device configuration, read as one piece (virtio 1.3, 2.5.1)."""
+        while True:
+            before = self._read(COMMON_CFG, self._function.common, "config_generation")
+            config = b"".join(self._read_config_field(register) for register in DEVICE_CFG)
+            if self._read(COMMON_CFG, self._function.common, "config_generation") == before:
+                return config
+
+    def announce(self, mac: str) -> bool:
+        """Have the device announce this station, if there is a way to ask it; whether there is."""
+        if not isinstance(self.handle, CanAnnounce):
+            return False
+        self.handle.announce(mac)
+        return True
 
     def max_queue_size(self, queue: int) -> int:
         """The largest size that the device takes (before the start: queue_size after a reset)."""
@@ -313,6 +333,12 @@ class VdpaDriver:
                 raise ProtocolError(f"{name} {when} reads {got:#x} for {STOP_SECONDS} s, expected {wanted}")
             # A register is all there is to wait on.
             time.sleep(POLL_SECONDS)
+
+    def _read_config_field(self, register: Register) -> bytes:
+        window = self._function.device
+        if register.end > window.length:
+            return bytes(register.width)
+        return self.handle.read(window.region, window.offset + register.offset, register.width)
 
     def _select(self, queue: int) -> None:
         self._write(COMMON_CFG, self._function.common, "queue_select", queue)

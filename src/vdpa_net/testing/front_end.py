@@ -1,55 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vhost-user front end that behaves like QEMU's, for one net device with split rings.
-
-It declares the messages of the specification (QEMU, docs/interop/vhost-user) itself instead of sharing the
-tables of the back end: two sides that share a wrong number would agree.
-"""
+"""A vhost-user front end that behaves like QEMU's, for one net device with split rings."""
 
 from __future__ import annotations
 
-import array
 import contextlib
 import os
 import socket
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from vdpa_net.errors import PeerError, PeerGone, ProtocolError
+from vdpa_net.errors import PeerError, ProtocolError
 from vdpa_net.testing.dirty_log import DirtyLog
 from vdpa_net.testing.guest_memory import GuestMemory
 from vdpa_net.testing.split_ring import SplitRing
-
-
-class Request(IntEnum):
-    """Codes of the messages that this front end sends ("Front-end message types")."""
-
-    GET_FEATURES = 1
-    SET_FEATURES = 2
-    SET_OWNER = 3
-    SET_MEM_TABLE = 5
-    SET_LOG_BASE = 6
-    SET_VRING_NUM = 8
-    SET_VRING_ADDR = 9
-    SET_VRING_BASE = 10
-    GET_VRING_BASE = 11
-    SET_VRING_KICK = 12
-    SET_VRING_CALL = 13
-    SET_VRING_ERR = 14
-    GET_PROTOCOL_FEATURES = 15
-    SET_PROTOCOL_FEATURES = 16
-    GET_QUEUE_NUM = 17
-    SET_VRING_ENABLE = 18
-    SEND_RARP = 19
-    SET_BACKEND_REQ_FD = 21
-    GET_MAX_MEM_SLOTS = 36
-    ADD_MEM_REG = 37
-    SET_STATUS = 39
-
+from vdpa_net.testing.vhost_connection import (
+    PROTOCOL_REPLY_ACK,
+    FrontEndConnection,
+    Request,
+    connect,
+)
 
 F_LOG_ALL = 1 << 26
 F_PROTOCOL_FEATURES = 1 << 30
@@ -59,8 +32,9 @@ F_EVENT_IDX = 1 << 29
 F_VERSION_1 = 1 << 32
 
 WANTED_FEATURES = F_MRG_RXBUF | F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1
-PROTOCOL_MQ, PROTOCOL_LOG_SHMFD, PROTOCOL_REPLY_ACK = 1 << 0, 1 << 1, 1 << 3
-PROTOCOL_BACKEND_REQ, PROTOCOL_MEM_SLOTS, PROTOCOL_STATUS = 1 << 5, 1 << 15, 1 << 16
+PROTOCOL_MQ, PROTOCOL_LOG_SHMFD, PROTOCOL_RARP, PROTOCOL_MTU = 1 << 0, 1 << 1, 1 << 2, 1 << 4
+PROTOCOL_BACKEND_REQ, PROTOCOL_CONFIG, PROTOCOL_RESET_DEVICE = 1 << 5, 1 << 9, 1 << 13
+PROTOCOL_MEM_SLOTS, PROTOCOL_STATUS = 1 << 15, 1 << 16
 WANTED_PROTOCOL_FEATURES = (
     PROTOCOL_MQ
     | PROTOCOL_LOG_SHMFD
@@ -70,16 +44,12 @@ WANTED_PROTOCOL_FEATURES = (
     | PROTOCOL_STATUS
 )
 
-_HEADER = struct.Struct("<III")
 _U64 = struct.Struct("<Q")
 _STATE = struct.Struct("<II")
 _ADDR = struct.Struct("<IIQQQQ")
 _REGION = struct.Struct("<QQQQ")
 _LOG = struct.Struct("<QQ")
 
-_VERSION = 1
-_REPLY = 1 << 2
-_NEED_REPLY = 1 << 3
 _VRING_F_LOG = 1
 _STATUS_DRIVER_OK = 0xF
 _USER_ADDRESS_BASE = 0x7F40_0000_0000
@@ -102,42 +72,36 @@ class Manners:
     stop_order: tuple[int, ...] | None = None
 
 
-class VhostFrontEnd:
+class VhostFrontEnd(FrontEndConnection):
     """A connection to a vhost-user back end, with guest memory and rings of the caller's.
 
-    Raises PeerError when the back end answers a message with an error, PeerGone when it hangs up and
-    ProtocolError when its answer is not the one that belongs to the message.
+    `where` is the path at which the back end listens, or a connected socket, which is taken over.
     """
 
     def __init__(
         self,
-        path: Path | str,
+        where: Path | str | socket.socket,
         memory: GuestMemory,
         rings: Sequence[SplitRing],
         *,
         features: int = WANTED_FEATURES,
+        protocol_features: int = WANTED_PROTOCOL_FEATURES,
         manners: Manners | None = None,
         timeout_s: float = 20.0,
     ) -> None:
+        sock = where if isinstance(where, socket.socket) else connect(where)
+        super().__init__(sock, timeout_s=timeout_s)
         self.memory = memory
         self.rings = list(rings)
         self.manners = manners or Manners()
         self.features = 0
-        self.protocol_features = 0
         self.log: DirtyLog | None = None
-        self.sent: list[Request] = []
         self._wanted = features
+        self._wanted_protocol = protocol_features
         self._slots: list[bytes] = []
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.settimeout(timeout_s)
         self._backend_requests: tuple[socket.socket, socket.socket] | None = None
         self.kick_fds = [_eventfd() for _ in rings]
         self.call_fds = [_eventfd() for _ in rings]
-        try:
-            self._socket.connect(str(path))
-        except OSError as error:
-            self.close()
-            raise PeerGone(f"{path}: {error.strerror or error}", errno=error.errno) from error
 
     # --- set-up, in QEMU's order ----------------------------------------------------------------
 
@@ -146,7 +110,7 @@ class VhostFrontEnd:
         offered = self.get_u64(Request.GET_FEATURES)
         self.features = offered & (self._wanted | F_PROTOCOL_FEATURES)
         if offered & F_PROTOCOL_FEATURES:
-            self.protocol_features = self.get_u64(Request.GET_PROTOCOL_FEATURES) & WANTED_PROTOCOL_FEATURES
+            self.protocol_features = self.get_u64(Request.GET_PROTOCOL_FEATURES) & self._wanted_protocol
             self.request(Request.SET_PROTOCOL_FEATURES, _U64.pack(self.protocol_features))
         if self.protocol_features & PROTOCOL_MQ:
             pairs = self.get_u64(Request.GET_QUEUE_NUM)
@@ -274,60 +238,9 @@ class VhostFrontEnd:
                 return _USER_ADDRESS_BASE + region.file_offset + gpa - region.gpa
         raise ValueError(f"{gpa:#x} is in no region of guest memory")
 
-    def get_u64(self, code: Request) -> int:
-        """Ask for one number."""
-        answer = self.ask(code)
-        if len(answer) != _U64.size:
-            raise ProtocolError(f"{code.name} was answered with {len(answer)} bytes, expected {_U64.size}")
-        return int(_U64.unpack(answer)[0])
-
-    def request(self, code: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
-        """Send a message that needs no reply; with REPLY_ACK, wait for the acknowledgement."""
-        if not self.protocol_features & PROTOCOL_REPLY_ACK:
-            self.send(code, payload, fds)
-            return
-        self.send(code, payload, fds, _NEED_REPLY)
-        answer = self._receive(code)
-        if answer != bytes(8):
-            raise PeerError(f"{code.name} was answered with {answer.hex() or 'nothing'}, expected a u64 0")
-
-    def ask(self, code: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> bytes:
-        """Send a message that has a reply of its own; returns the reply's payload."""
-        self.send(code, payload, fds)
-        return self._receive(code)
-
-    def send(self, code: int, payload: bytes = b"", fds: Sequence[int] = (), flags: int = 0) -> None:
-        """Send any message, allowed or not."""
-        if code in set(Request):
-            self.sent.append(Request(code))
-        data = _HEADER.pack(code, _VERSION | flags, len(payload)) + payload
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))] if fds else []
-        try:
-            self._socket.sendmsg([data], rights, socket.MSG_NOSIGNAL)
-        except OSError as error:
-            raise PeerGone(f"message {code}: {error}", errno=error.errno) from error
-
-    def _receive(self, code: int) -> bytes:
-        answered, flags, size = _HEADER.unpack(self._receive_exactly(_HEADER.size, code))
-        if answered != code or flags & 3 != _VERSION or not flags & _REPLY:
-            raise ProtocolError(f"message {code} was answered by message {answered} with flags {flags:#x}")
-        return self._receive_exactly(size, code)
-
-    def _receive_exactly(self, size: int, code: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            try:
-                part = self._socket.recv(size - len(data))
-            except OSError as error:
-                raise PeerGone(f"waiting for the answer to message {code}: {error}") from error
-            if not part:
-                raise PeerGone(f"the back end hung up on message {code}")
-            data += part
-        return data
-
     def close(self) -> None:
         """Hang up, with or without a stop before."""
-        self._socket.close()
+        super().close()
         for end in self._backend_requests or ():
             end.close()
         for fd in self.kick_fds + self.call_fds:

@@ -46,7 +46,8 @@ class VhostSide:
                 handle = VfioUserHandle(socket)
             building.callback(handle.close)
             self.driver = VdpaDriver(handle)
-            self.server = VhostUserServer(path, VhostBackend(self.driver))
+            self.backend = VhostBackend(self.driver)
+            self.server = VhostUserServer(path, self.backend)
             building.callback(self.server.close)
             self._stack = building.pop_all()
 

@@ -30,6 +30,10 @@ MAX_FDS = 8
 MAX_TABLE_REGIONS = 8
 MAX_MEM_SLOTS = 512
 """What GET_MAX_MEM_SLOTS answers: as many as QEMU can use."""
+MAX_CONFIG_BYTES = 256
+"""VHOST_USER_MAX_CONFIG_SIZE of QEMU: what GET_CONFIG and SET_CONFIG can reach."""
+MAX_QUEUES = VRING_INDEX_MASK + 1
+"""SET_VRING_KICK, _CALL and _ERR name a ring with 8 bits."""
 MAX_PAYLOAD_BYTES = 4096
 """Above the largest payload of any message (a crypto session's); a longer one can't be a message."""
 
@@ -56,6 +60,38 @@ MEMORY_REGION = Layout(
 )
 SINGLE_REGION = Layout("single memory region", Field("padding", 8), *MEMORY_REGION.fields)
 LOG = Layout("log", Field("mmap_size", 8), Field("mmap_offset", 8))
+IOTLB = Layout(
+    "IOTLB message",
+    Field("iova", 8),
+    Field("size", 8),
+    Field("user_address", 8),
+    Field("permissions", 1),
+    Field("type", 1),
+    Field("padding", 6),
+)
+"""struct vhost_iotlb_msg as C lays it out; front ends that pack it leave the padding out."""
+CONFIG = Layout("device configuration", Field("offset", 4), Field("size", 4), Field("flags", 4))
+
+
+class IotlbType(IntEnum):
+    """Types of "An IOTLB message"."""
+
+    MISS = 1
+    UPDATE = 2
+    INVALIDATE = 3
+    ACCESS_FAIL = 4
+
+
+IOTLB_READ = 1
+IOTLB_WRITE = 2
+IOTLB_READ_WRITE = IOTLB_READ | IOTLB_WRITE
+
+
+class ConfigFlag(IntEnum):
+    """`flags` of GET_CONFIG and SET_CONFIG ("Virtio device config space")."""
+
+    WRITABLE = 0
+    MIGRATION = 1
 
 
 class ProtocolFeature(IntEnum):
@@ -95,7 +131,11 @@ OFFERED_PROTOCOL_FEATURES = sum(
         ProtocolFeature.LOG_SHMFD,
         ProtocolFeature.RARP,
         ProtocolFeature.REPLY_ACK,
+        ProtocolFeature.MTU,
         ProtocolFeature.BACKEND_REQ,
+        ProtocolFeature.CONFIG,
+        ProtocolFeature.BACKEND_SEND_FD,
+        ProtocolFeature.RESET_DEVICE,
         ProtocolFeature.CONFIGURE_MEM_SLOTS,
         ProtocolFeature.STATUS,
     )
@@ -108,13 +148,16 @@ class ReplyRule(Enum):
     ACK_IF_ASKED = "u64 0 or 1, if REPLY_ACK was negotiated and need_reply is set"
     ACK_ALWAYS = "u64 0 or 1, whatever need_reply says"
     VALUE = "a reply of its own; need_reply changes nothing"
+    VALUE_OR_EMPTY = "a reply of its own, one without a payload if it is refused"
 
 
 @dataclass(frozen=True, slots=True)
 class Message:
     """One message that the front end may send.
 
-    `payload` is followed by as many `item`s as its field `count_field` says. `fds` is the least and the most
+    `payload` is followed by as many `item`s as its field `count_field` says, or by as many bytes as its
+    field `bytes_field` says; `optional_bytes` at its end may be missing. `needs` is a protocol feature and
+    `needs_feature` a virtio feature bit that has to be negotiated. `fds` is the least and the most
     descriptors that it carries; `exact_fds` narrows that down by the payload.
     """
 
@@ -124,7 +167,11 @@ class Message:
     item: Layout | None = None
     count_field: str = ""
     max_items: int = 0
+    bytes_field: str = ""
+    max_bytes: int = 0
+    optional_bytes: int = 0
     needs: ProtocolFeature | None = None
+    needs_feature: int | None = None
     needs_protocol_features: bool = False
     fds: tuple[int, int] = (0, 0)
     exact_fds: Callable[[Mapping[str, int]], int] | None = None
@@ -138,6 +185,19 @@ def _vring_fds(fields: Mapping[str, int]) -> int:
 
 def _vring_fd(code: int, name: str) -> Message:
     return Message(code, name, U64, fds=(0, 1), exact_fds=_vring_fds)
+
+
+def _config(code: int, name: str, reply: ReplyRule) -> Message:
+    return Message(
+        code,
+        name,
+        CONFIG,
+        bytes_field="size",
+        max_bytes=MAX_CONFIG_BYTES,
+        needs=ProtocolFeature.CONFIG,
+        reply=reply,
+        reply_payload=CONFIG,
+    )
 
 
 _MESSAGES = (
@@ -169,7 +229,11 @@ _MESSAGES = (
     Message(17, "GET_QUEUE_NUM", needs=ProtocolFeature.MQ, reply=ReplyRule.VALUE),
     Message(18, "SET_VRING_ENABLE", VRING_STATE, needs_protocol_features=True),
     Message(19, "SEND_RARP", U64, needs=ProtocolFeature.RARP),
+    Message(20, "NET_SET_MTU", U64, needs=ProtocolFeature.MTU),
     Message(21, "SET_BACKEND_REQ_FD", needs=ProtocolFeature.BACKEND_REQ, fds=(1, 1)),
+    _config(24, "GET_CONFIG", ReplyRule.VALUE_OR_EMPTY),
+    _config(25, "SET_CONFIG", ReplyRule.ACK_IF_ASKED),
+    Message(34, "RESET_DEVICE", needs=ProtocolFeature.RESET_DEVICE),
     Message(36, "GET_MAX_MEM_SLOTS", needs=ProtocolFeature.CONFIGURE_MEM_SLOTS, reply=ReplyRule.VALUE),
     Message(37, "ADD_MEM_REG", SINGLE_REGION, needs=ProtocolFeature.CONFIGURE_MEM_SLOTS, fds=(1, 1)),
     Message(38, "REM_MEM_REG", SINGLE_REGION, needs=ProtocolFeature.CONFIGURE_MEM_SLOTS, fds=(0, 1)),
@@ -181,11 +245,8 @@ MESSAGES: Mapping[int, Message] = {message.code: message for message in _MESSAGE
 BY_NAME: Mapping[str, Message] = {message.name: message for message in _MESSAGES}
 
 REFUSED: Mapping[int, str] = {
-    20: "NET_SET_MTU",
     22: "IOTLB_MSG",
     23: "SET_VRING_ENDIAN",
-    24: "GET_CONFIG",
-    25: "SET_CONFIG",
     26: "CREATE_CRYPTO_SESSION",
     27: "CLOSE_CRYPTO_SESSION",
     28: "POSTCOPY_ADVISE",
@@ -194,13 +255,19 @@ REFUSED: Mapping[int, str] = {
     31: "GET_INFLIGHT_FD",
     32: "SET_INFLIGHT_FD",
     33: "GPU_SET_SOCKET",
-    34: "RESET_DEVICE",
     35: "VRING_KICK",
     41: "GET_SHARED_OBJECT",
     42: "SET_DEVICE_STATE_FD",
     43: "CHECK_DEVICE_STATE",
 }
 """Messages that exist but whose protocol features are not offered."""
+
+
+class BackendRequest(IntEnum):
+    """Codes of the messages that a back end may send ("Back-end message types")."""
+
+    IOTLB_MSG = 1
+    CONFIG_CHANGE_MSG = 2
 
 
 def message_name(code: int) -> str:

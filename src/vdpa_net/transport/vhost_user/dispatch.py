@@ -12,6 +12,7 @@ from vdpa_net.wire.vhost_user import (
     OFFERED_PROTOCOL_FEATURES,
     VRING_INDEX_MASK,
     VRING_NO_FD,
+    ConfigFlag,
     MemoryRegion,
     VringAddresses,
 )
@@ -81,6 +82,18 @@ class Backend(Protocol):
     def send_rarp(self, mac: bytes) -> None:
         """Announce the guest with this MAC."""
 
+    def set_mtu(self, mtu: int) -> None:
+        """The MTU that the guest is told. Refused if the device does not carry it."""
+
+    def get_config(self, offset: int, size: int) -> bytes:
+        """`size` bytes of the device's configuration."""
+
+    def set_config(self, offset: int, data: bytes, *, migration: bool) -> None:
+        """Write configuration: fields that a guest may write, or with `migration` all of them."""
+
+    def reset_device(self) -> None:
+        """Disable all rings and return to the initial state; the connection stays."""
+
     def set_backend_req_fd(self, fd: int) -> None:
         """The socket for requests to the front end."""
 
@@ -94,12 +107,13 @@ class Backend(Protocol):
         """The front end is gone: stop, unmap, reset. Never raises."""
 
 
-Values = Mapping[str, int]
+Values = Mapping[str, int | bytes]
 _Handler = Callable[[Backend, Session, Request], Values | None]
 
 
 def handle(backend: Backend, session: Session, request: Request) -> Values | None:
-    """Carry a request out. Returns the fields of the reply, for messages that have one of their own.
+    """Carry a request out. Returns the fields of the reply (`data`: the bytes behind them), for messages that
+    have one of their own.
 
     Raises what the back end raises.
     """
@@ -170,6 +184,19 @@ def _send_rarp(backend: Backend, _session: Session, request: Request) -> None:
     backend.send_rarp(request.fields["value"].to_bytes(8, "little")[:6])
 
 
+def _get_config(backend: Backend, _session: Session, request: Request) -> Values:
+    offset, size = request.fields["offset"], request.fields["size"]
+    data = backend.get_config(offset, size)
+    return {"offset": offset, "size": size, "flags": request.fields["flags"], "data": data}
+
+
+def _set_config(backend: Backend, _session: Session, request: Request) -> None:
+    flags = request.fields["flags"]
+    if flags not in set(ConfigFlag):
+        raise ProtocolError(f"SET_CONFIG: flags {flags:#x}, expected 0 (writable) or 1 (migration)")
+    backend.set_config(request.fields["offset"], request.data, migration=flags == ConfigFlag.MIGRATION)
+
+
 def _set_status(backend: Backend, _session: Session, request: Request) -> None:
     status = request.fields["value"]
     if status > 0xFF:
@@ -197,6 +224,10 @@ _HANDLERS: Mapping[str, _Handler] = {
     "GET_QUEUE_NUM": _u64(lambda backend: backend.get_queue_num()),
     "SET_VRING_ENABLE": _vring_state(_enable),
     "SEND_RARP": _send_rarp,
+    "NET_SET_MTU": lambda backend, _session, request: backend.set_mtu(request.fields["value"]),
+    "GET_CONFIG": _get_config,
+    "SET_CONFIG": _set_config,
+    "RESET_DEVICE": lambda backend, _session, _request: backend.reset_device(),
     "SET_BACKEND_REQ_FD": lambda backend, _session, request: backend.set_backend_req_fd(request.fds[0]),
     "GET_MAX_MEM_SLOTS": _u64(lambda backend: backend.get_max_mem_slots()),
     "ADD_MEM_REG": lambda backend, _session, request: backend.add_mem_region(

@@ -29,6 +29,8 @@ from vdpa_net.wire.vhost_user import (
     message_name,
 )
 
+_VALUES = (ReplyRule.VALUE, ReplyRule.VALUE_OR_EMPTY)
+
 
 @dataclass(frozen=True, slots=True)
 class Header:
@@ -53,12 +55,15 @@ class Request:
     items: tuple[Mapping[str, int], ...]
     fds: tuple[int, ...]
     need_reply: bool
+    data: bytes = b""
 
     def describe(self) -> dict[str, object]:
         """The decoded payload, JSON-able."""
         out: dict[str, object] = dict(self.fields)
         if self.message.item is not None:
             out["items"] = [dict(item) for item in self.items]
+        if self.data:
+            out["data"] = self.data.hex()
         if self.fds:
             out["fds"] = len(self.fds)
         return out
@@ -98,9 +103,9 @@ class Session:
         """Check one whole message. Raises ProtocolError naming the message and the value."""
         message = self._known(header)
         self._check_gate(message)
-        fields, items = _decode(message, payload)
+        fields, items, data = _decode(message, payload)
         _check_fds(message, fields, len(fds))
-        return Request(message, fields, items, fds, header.need_reply)
+        return Request(message, fields, items, fds, header.need_reply, data)
 
     def accept_features(self, features: int) -> None:
         """The back end took SET_FEATURES."""
@@ -116,17 +121,28 @@ class Session:
         self.protocol_features = features
         self._protocol_features_used = True
 
-    def answer(self, request: Request, **values: int) -> bytes:
-        """The reply with a value of its own."""
-        return _frame(request.message.code, request.message.reply_payload.pack(**values))
+    def answer(self, request: Request, values: Mapping[str, int | bytes]) -> bytes:
+        """The reply with a value of its own: its fields, and the bytes of `data` behind them."""
+        fields = {name: value for name, value in values.items() if not isinstance(value, bytes)}
+        data = values.get("data", b"")
+        assert isinstance(data, bytes)
+        return _frame(request.message.code, request.message.reply_payload.pack(**fields) + data)
+
+    @staticmethod
+    def empty_answer(header: Header) -> bytes | None:
+        """How a message is refused that asks for a value; None: it has no such answer ("GET_CONFIG")."""
+        message = MESSAGES.get(header.code)
+        if message is None or message.reply is not ReplyRule.VALUE_OR_EMPTY:
+            return None
+        return _frame(header.code, b"")
 
     def wants_ack(self, header: Header) -> bool:
         """Whether success and failure of this message are answered with a u64."""
         message = MESSAGES.get(header.code)
-        if message is not None and message.reply is ReplyRule.VALUE:
+        if message is not None and message.reply in _VALUES:
             return False
-        if message is not None and message.reply is ReplyRule.ACK_ALWAYS and message.needs is not None:
-            return self.negotiated(message.needs) or self._asks_for_ack(header)
+        if message is not None and message.reply is ReplyRule.ACK_ALWAYS:
+            return message.needs is None or self.negotiated(message.needs) or self._asks_for_ack(header)
         return self._asks_for_ack(header)
 
     def ack(self, header: Header, *, success: bool) -> bytes:
@@ -151,6 +167,11 @@ class Session:
                 f"{message.name}: protocol feature {message.needs.name} was not negotiated "
                 f"(SET_PROTOCOL_FEATURES gave {self.protocol_features:#x})"
             )
+        if message.needs_feature is not None and not self.features >> message.needs_feature & 1:
+            raise ProtocolError(
+                f"{message.name}: feature bit {message.needs_feature} was not negotiated "
+                f"(SET_FEATURES gave {self.features:#x})"
+            )
         # QEMU enables rings before its first SET_FEATURES: having used protocol features is enough.
         if message.needs_protocol_features and not (
             self._protocol_features_used or self.features & F_PROTOCOL_FEATURES
@@ -158,22 +179,35 @@ class Session:
             raise ProtocolError(f"{message.name}: VHOST_USER_F_PROTOCOL_FEATURES was not negotiated")
 
 
-def _decode(message: Message, payload: bytes) -> tuple[dict[str, int], tuple[dict[str, int], ...]]:
+_Items = tuple[dict[str, int], ...]
+
+
+def _decode(message: Message, payload: bytes) -> tuple[dict[str, int], _Items, bytes]:
+    """Fields, items and bytes of a payload, whose length has to be exactly theirs."""
+    fixed = message.payload.size
+    if fixed - message.optional_bytes <= len(payload) < fixed:
+        payload = payload.ljust(fixed, b"\0")
     try:
         fields = message.payload.unpack(payload)
     except ValueError as error:
         raise ProtocolError(f"{message.name}: {error}") from error
-    count = fields[message.count_field] if message.item is not None else 0
-    if count > message.max_items:
-        raise ProtocolError(f"{message.name}: {message.count_field} is {count}, at most {message.max_items}")
+    count = _bounded(message, fields, message.count_field, message.max_items)
+    data_bytes = _bounded(message, fields, message.bytes_field, message.max_bytes)
     item_size = message.item.size if message.item is not None else 0
-    expected = message.payload.size + count * item_size
+    expected = fixed + count * item_size + data_bytes
     if len(payload) != expected:
         raise ProtocolError(f"{message.name}: payload of {len(payload)} bytes, expected {expected}")
     if message.item is None:
-        return fields, ()
-    starts = range(message.payload.size, expected, item_size)
-    return fields, tuple(message.item.unpack(payload, start) for start in starts)
+        return fields, (), payload[fixed:]
+    return fields, tuple(message.item.unpack(payload, at) for at in range(fixed, expected, item_size)), b""
+
+
+def _bounded(message: Message, fields: Mapping[str, int], name: str, limit: int) -> int:
+    """The value of a field that counts what follows; 0 where there is no such field."""
+    count = fields[name] if name else 0
+    if count > limit:
+        raise ProtocolError(f"{message.name}: {name} is {count}, at most {limit}")
+    return count
 
 
 def _check_fds(message: Message, fields: Mapping[str, int], got: int) -> None:

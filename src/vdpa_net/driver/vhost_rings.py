@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rings of a vhost-user front end on a device behind a vDPA driver: when they start, stop and go on.
+
+A ring is started while it has a kick, and stopped by GET_VRING_BASE; it is served while it is started and
+enabled ("Ring states"). The device starts when both rings of a queue pair have come that far, or with
+whatever has when the front end says DRIVER_OK; further rings join it one by one. It is reset when no ring is
+started any more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from typing import Final
+
+from vdpa_net.driver.log_area import LogArea
+from vdpa_net.driver.memory_table import MemoryTable
+from vdpa_net.driver.vdpa_driver import QueueSetup, VdpaDriver
+from vdpa_net.driver.vring import Vring, close_fd
+from vdpa_net.errors import ProtocolError, VdpaNetError
+from vdpa_net.wire.vhost_user import VringAddresses
+
+_VRING_IDX_LIMIT: Final = 1 << 16
+_IDX_OFFSET: Final = 2
+
+
+class VhostRings:
+    """All rings. The caller holds the back end's lock; ProtocolErrors leave a ring as it was.
+
+    `needs_enable` says whether rings wait for SET_VRING_ENABLE, `device_features` what the device is to
+    negotiate, `log` where it is to log from its start on.
+    """
+
+    def __init__(self, driver: VdpaDriver, memory: MemoryTable, count: int) -> None:
+        self._driver = driver
+        self._memory = memory
+        self._max_size = driver.max_queue_size(0)
+        self._vrings = [Vring(index) for index in range(count)]
+        self.needs_enable: Callable[[], bool] = lambda: False
+        self.device_features: Callable[[], int] = lambda: 0
+        self.log: Callable[[], LogArea | None] = lambda: None
+
+    def set_num(self, index: int, num: int) -> None:
+        """Ring size: a power of two up to the device's."""
+        limit = self._max_size
+        if num == 0 or num & (num - 1) or num > limit:
+            raise ProtocolError(f"SET_VRING_NUM: {num} descriptors, expected a power of two up to {limit}")
+        self._stopped_ring(index, "SET_VRING_NUM").num = num
+
+    def set_addresses(self, addresses: VringAddresses) -> None:
+        """Ring addresses. QEMU sends them again with the log flag; a running ring keeps the same ones."""
+        vring = self._ring(addresses.index)
+        if self._driver.is_enabled(vring.index):
+            vring.check_same_addresses(addresses)
+        vring.addresses = addresses
+        self.settle()
+
+    def set_base(self, index: int, num: int) -> None:
+        """Where the ring starts."""
+        if num >= _VRING_IDX_LIMIT:
+            raise ProtocolError(
+                f"SET_VRING_BASE: {num:#x} for a split ring, whose last_avail_idx has 16 bits"
+            )
+        self._stopped_ring(index, "SET_VRING_BASE").base = num
+
+    def get_base(self, index: int) -> int:
+        """Stop the ring; where it stands. After the last ring the device is reset."""
+        vring = self._ring(index)
+        self._stop(vring)
+        self._forget_kick(vring)
+        if self._driver.is_running and not any(item.is_started for item in self._vrings):
+            self._driver.finish()
+        return vring.base
+
+    def set_kick(self, index: int, fd: int | None) -> None:
+        """The guest's kick. Without a descriptor the ring would have to be polled: refused."""
+        if fd is None:
+            raise ProtocolError(
+                f"SET_VRING_KICK: ring {index} without a descriptor: polling is not supported"
+            )
+        vring = self._ring(index)
+        self._forget_kick(vring)
+        vring.kick = os.dup(fd)
+        if self._driver.is_running:
+            self._driver.bind_kick(index, vring.kick)
+        self.settle()
+
+    def set_call(self, index: int, fd: int | None) -> None:
+        """The guest's interrupt; None: the guest polls."""
+        vring = self._ring(index)
+        before, vring.call = vring.call, None if fd is None else os.dup(fd)
+        self._driver.bind_call(index, vring.call)
+        close_fd(before)
+
+    def set_err(self, index: int, fd: int | None) -> None:
+        """Where to tell of a broken ring."""
+        vring = self._ring(index)
+        close_fd(vring.err)
+        vring.err = None if fd is None else os.dup(fd)
+
+    def set_enable(self, index: int, enable: bool) -> None:
+        """Serve the ring or not; to stop serving drains it and keeps its state."""
+        vring = self._ring(index)
+        vring.enabled = enable
+        if not enable and self.needs_enable():
+            self._stop(vring)
+        self.settle()
+
+    def settle(self, *, all_described: bool = False) -> None:
+        """Start what can be started. `all_described`: no further ring is waited for."""
+        if not self._memory.regions:
+            return
+        ready = [vring for vring in self._vrings if self._is_ready(vring)]
+        if self._driver.is_running:
+            for vring in ready:
+                if not self._driver.is_enabled(vring.index):
+                    self._driver.start_queue(self._setup(vring))
+        elif ready and (all_described or _has_a_pair(ready)):
+            self._start(ready)
+
+    def stop_all(self) -> None:
+        """A device reset: every ring stops, and the device with them. Raises what the device does."""
+        if self._driver.is_running:
+            for vring in self._vrings:
+                self._stop(vring)
+            self._driver.finish()
+        for vring in self._vrings:
+            self._forget_kick(vring)
+
+    def reset(self) -> None:
+        """Stop all, disable all, forget what was described."""
+        self.stop_all()
+        for vring in self._vrings:
+            vring.forget_description()
+
+    def forget(self) -> None:
+        """The front end is gone: forget everything. Never raises."""
+        # A device that is gone, too, needs no stop and has no eventfds.
+        with contextlib.suppress(VdpaNetError):
+            self.stop_all()
+        for vring in self._vrings:
+            with contextlib.suppress(VdpaNetError):
+                self._driver.bind_call(vring.index, None)
+            vring.close()
+        self._vrings = [Vring(vring.index) for vring in self._vrings]
+
+    # --- steps ---------------------------------------------------------------------------------------
+
+    def _ring(self, index: int) -> Vring:
+        if index >= len(self._vrings):
+            raise ProtocolError(f"ring {index}: the device has {len(self._vrings)}")
+        return self._vrings[index]
+
+    def _stopped_ring(self, index: int, message: str) -> Vring:
+        vring = self._ring(index)
+        if self._driver.is_enabled(index):
+            raise ProtocolError(f"{message}: ring {index} runs; GET_VRING_BASE stops it")
+        return vring
+
+    def _is_ready(self, vring: Vring) -> bool:
+        return vring.is_started and (vring.enabled or not self.needs_enable())
+
+    def _start(self, ready: list[Vring]) -> None:
+        setups = [self._setup(vring) for vring in ready]
+        for vring in self._vrings:
+            if vring.kick is not None:
+                self._driver.bind_kick(vring.index, vring.kick)
+        self._driver.start(self.device_features(), setups, self.log())
+
+    def _stop(self, vring: Vring) -> None:
+        if self._driver.is_enabled(vring.index):
+            vring.base = self._driver.stop_queue(vring.index)[0]
+
+    def _setup(self, vring: Vring) -> QueueSetup:
+        descriptor, available, used = self._ring_addresses(vring)
+        used_idx = self._memory.u16(used + _IDX_OFFSET)
+        return QueueSetup(vring.index, vring.num, descriptor, available, used, vring.base, used_idx)
+
+    def _ring_addresses(self, vring: Vring) -> tuple[int, int, int]:
+        """Guest addresses of descriptor table, available and used ring (sizes: virtio 1.3, 2.7)."""
+        assert vring.addresses is not None
+        given, num = vring.addresses, vring.num
+        parts = (
+            (given.descriptor, 16 * num, "descriptor table"),
+            (given.available, 6 + 2 * num, "available ring"),
+            (given.used, 6 + 8 * num, "used ring"),
+        )
+        descriptor, available, used = (
+            self._memory.guest_address(address, size, f"{what} of ring {vring.index}")
+            for address, size, what in parts
+        )
+        return descriptor, available, used
+
+    def _forget_kick(self, vring: Vring) -> None:
+        if vring.kick is not None:
+            kick, vring.kick = vring.kick, None
+            try:
+                self._driver.bind_kick(vring.index, None)
+            finally:
+                close_fd(kick)
+
+
+def _has_a_pair(rings: list[Vring]) -> bool:
+    """Whether both rings of some queue pair are among them (virtio 1.3, 5.1.2)."""
+    indices = {vring.index for vring in rings}
+    return any(index % 2 == 0 and index + 1 in indices for index in indices)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One ring as a vhost-user front end describes it, message by message."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from vdpa_net.errors import ProtocolError
+from vdpa_net.wire.vhost_user import VringAddresses
+
+
+@dataclass
+class Vring:
+    """A ring: `base` is where it starts or stopped, descriptors are our own.
+
+    It is started while it has a kick, and stopped by GET_VRING_BASE ("Ring states").
+    """
+
+    index: int
+    num: int = 0
+    addresses: VringAddresses | None = None
+    base: int = 0
+    kick: int | None = None
+    call: int | None = None
+    err: int | None = None
+    enabled: bool = False
+
+    @property
+    def is_transmit(self) -> bool:
+        """Whether it carries packets from the guest (virtio 1.3, 5.1.2)."""
+        return self.index % 2 == 1
+
+    @property
+    def is_started(self) -> bool:
+        """Described, and with a kick."""
+        return self.num > 0 and self.addresses is not None and self.kick is not None
+
+    def check_same_addresses(self, wanted: VringAddresses) -> None:
+        """A running ring keeps its place. Raises ProtocolError."""
+        assert self.addresses is not None
+        for name in ("descriptor", "used", "available"):
+            if getattr(self.addresses, name) != getattr(wanted, name):
+                raise ProtocolError(
+                    f"SET_VRING_ADDR: {name} of ring {self.index} changes from "
+                    f"{getattr(self.addresses, name):#x} to {getattr(wanted, name):#x} while the ring runs"
+                )
+
+    def forget_description(self) -> None:
+        """What a device reset takes away; the eventfds for calls and errors stay."""
+        self.num, self.addresses, self.base, self.enabled = 0, None, 0, False
+        close_fd(self.kick)
+        self.kick = None
+
+    def close(self) -> None:
+        """Give all descriptors back."""
+        for fd in (self.kick, self.call, self.err):
+            close_fd(fd)
+        self.kick = self.call = self.err = None
+
+
+def close_fd(fd: int | None) -> None:
+    """Close a descriptor, if it is one."""
+    if fd is not None:
+        os.close(fd)
