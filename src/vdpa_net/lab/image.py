@@ -29,7 +29,7 @@ from vdpa_net.lab.progress import ProgressCallback, silent
 SUITE = "trixie"
 TOOLS = ("busybox-static", "kmod", "iproute2", "iperf3", "ethtool", "python3", "dpdk", "xz-utils")
 MACHINE_PACKAGES: Mapping[str, tuple[str, ...]] = {
-    "x86_64": ("linux-image-amd64", "qemu-system-x86", "seabios", "ovmf", "librte-vdpa-ifc25"),
+    "x86_64": ("linux-image-amd64", "qemu-system-x86", "seabios", "ovmf", "librte-vdpa-ifc25", "dpdk-dev"),
     "aarch64": ("linux-image-arm64", "qemu-system-arm", "qemu-efi-aarch64"),
 }
 PREFERENCES = f"""\
@@ -46,6 +46,9 @@ APT_OPTIONS = (
 DPKG_OPTIONS = (
     "force-unsafe-io",
     *(f"path-exclude=/usr/share/{name}/*" for name in ("doc", "man", "locale", "info")),
+    # testpmd is packaged with all that is needed to compile against DPDK; here nothing is compiled.
+    "path-exclude=/usr/include/*",
+    "path-exclude=/usr/lib/*/*.a",
 )
 DEBIAN_KEYRINGS = tuple(Path(f"/usr/share/keyrings/debian-archive-keyring.{end}") for end in ("gpg", "pgp"))
 
