@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any, Self
 
 from vdpa_net.errors import OptionError
 from vdpa_net.migration.faults import Fault
-from vdpa_net.options import LoopbackNetdev, Netdev, NicDevice, VhostSocket, check_pair
+from vdpa_net.options import (
+    DEFAULT_MTU,
+    LoopbackNetdev,
+    Netdev,
+    NicDevice,
+    VhostSocket,
+    check_pair,
+)
 from vdpa_net.qemu_arguments import attach_help
 
 if TYPE_CHECKING:
@@ -121,7 +128,7 @@ def make_device(device: NicDevice, backend: Backend) -> NetDevice:
     return NetDevice(
         backend,
         mac=device.mac,
-        mtu=device.host_mtu,
+        mtu=device.host_mtu or DEFAULT_MTU,
         profile=device.profile,
         vdpa=device.vdpa,
         iommu_platform=device.iommu_platform,
@@ -129,7 +136,7 @@ def make_device(device: NicDevice, backend: Backend) -> NetDevice:
         rx_queue_size=device.rx_queue_size,
         tx_queue_size=device.tx_queue_size,
         vectors=device.vectors,
-        disabled_features=device.disabled_features,
+        disabled_features=device.disabled_features | ({"mtu"} if device.host_mtu == 0 else set()),
     )
 
 

@@ -24,6 +24,7 @@ def attach_arguments(device: NicDevice, socket: str, memory: str = "1G") -> list
         properties["id"] = device.id
     if device.addr:
         properties["addr"] = device.addr
+    properties |= device.vmm_side
     properties["socket"] = {"type": "unix", "path": socket}
     return [
         "-machine q35,kernel-irqchip=split",

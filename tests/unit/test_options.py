@@ -8,7 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vdpa_net.backend.loopback import Loopback
 from vdpa_net.errors import OptionError
+from vdpa_net.option_syntax import split_options
+from vdpa_net.option_tables import DEVICE, VMM_SIDE
 from vdpa_net.options import (
     LoopbackNetdev,
     NicDevice,
@@ -18,8 +21,9 @@ from vdpa_net.options import (
     parse_device,
     parse_netdev,
     parse_vhost_socket,
-    split_options,
 )
+from vdpa_net.processes import make_device
+from vdpa_net.qemu_arguments import attach_arguments
 
 SOURCE_NETDEV = "tap,id=hostnet1,script=no,downscript=no,vhost=off"
 SOURCE_DEVICE = (
@@ -69,6 +73,79 @@ def test_the_implied_key_may_be_written() -> None:
     assert parse_device("driver=virtio-net-pci,id=n").id == "n"
 
 
+QEMU_LISTS = """
+    acpi-index addr aer any_layout ats bootindex busnr csum ctrl_guest_offloads ctrl_mac_addr
+    ctrl_rx ctrl_rx_extra ctrl_vlan ctrl_vq disable-legacy disable-modern duplex ebpf-rss-fds
+    event_idx failover failover_pair_id gso guest_announce guest_csum guest_ecn guest_rsc_ext
+    guest_tso4 guest_tso6 guest_tunnel guest_tunnel_csum guest_ufo guest_uso4 guest_uso6 hash
+    hash-ipv4 hash-ipv6 hash-ipv6ex hash-tcp4 hash-tcp6 hash-tcp6ex hash-udp4 hash-udp6 hash-udp6ex
+    host_ecn host_mtu host_tso4 host_tso6 host_tunnel host_tunnel_csum host_ufo host_uso in_order
+    indirect_desc ioeventfd iommu_platform mac migrate-extra modern-pio-notify mq mrg_rxbuf
+    multifunction netdev notify_on_empty packed page-per-vq queue_reset rombar romfile romsize
+    rsc_interval rss rx_queue_size speed sriov-pf status tx tx_queue_size use-disabled-flag
+    use-started vectors virtio-backend virtio-pci-bus-master-bug-migration x-ats-page-aligned
+    x-disable-legacy-check x-disable-pcie x-ignore-backend-features x-max-bounce-buffer-size
+    x-mtu-bypass-backend x-pcie-ari-nextfn-1 x-pcie-deverr-init x-pcie-err-unc-mask x-pcie-ext-tag
+    x-pcie-extcap-init x-pcie-flr-init x-pcie-lnkctl-init x-pcie-lnksta-dllla x-pcie-pm-init
+    x-pcie-pm-no-soft-reset x-txburst x-txtimer
+"""
+"""Properties that QEMU 7.2 and 11.1 list for `-device virtio-net-pci,help`."""
+
+QEMUS_PROPERTIES = QEMU_LISTS.split()
+
+
+@pytest.mark.parametrize("name", QEMUS_PROPERTIES)
+def test_every_property_of_qemus_device_is_known(name: str) -> None:
+    """Accepted, or refused with a reason of its own."""
+    try:
+        parse_device(f"virtio-net-pci,{name}=0")
+    except OptionError as error:
+        assert "unknown" not in str(error)
+
+
+def test_every_property_that_is_known_is_qemus_or_ours() -> None:
+    assert set(DEVICE) | set(VMM_SIDE) == {*QEMUS_PROPERTIES, "id", "bus", "vdpa"}
+
+
+@pytest.mark.parametrize(
+    "off", ["gso", "guest_ufo", "host_ufo", "hash", "guest_rsc_ext", "aer", "page-per-vq"]
+)
+def test_what_the_device_lacks_may_be_switched_off(off: str) -> None:
+    assert parse_device(f"virtio-net-pci,{off}=off") == NicDevice()
+
+
+def test_json_says_the_same() -> None:
+    """libvirt writes its arguments so."""
+    text = (
+        '{"driver":"virtio-net-pci","netdev":"n","rx_queue_size":1024,"vdpa":true,"csum":false,"bus":"pci.6"}'
+    )
+    assert parse_device(text) == parse_device(
+        "virtio-net-pci,netdev=n,rx_queue_size=1024,vdpa=on,csum=off,bus=pci.6"
+    )
+    assert parse_netdev('{"type":"tap","id":"n","vhost":false}') == TapNetdev(id="n")
+
+
+@pytest.mark.parametrize("name", ["virtio-net-pci-non-transitional", "virtio-net"])
+def test_qemus_other_names_of_the_device_are_known(name: str) -> None:
+    assert parse_device(f"{name},id=n") == NicDevice(id="n")
+
+
+def test_what_the_vmm_does_goes_into_its_arguments() -> None:
+    device = parse_device("virtio-net-pci,bootindex=1,romfile=,rombar=0,multifunction=on")
+    assert device.vmm_side == {"bootindex": 1, "romfile": "", "rombar": 0, "multifunction": True}
+    (last,) = [argument for argument in attach_arguments(device, "/s") if "vfio-user-pci" in argument]
+    assert '"bootindex":1' in last
+    assert '"multifunction":true' in last
+    assert '"rombar":0' in last
+
+
+def test_mtu_0_is_none_as_in_qemu() -> None:
+    device = make_device(parse_device("virtio-net-pci,host_mtu=0"), Loopback())
+    with device:
+        assert "MTU" not in device.snapshot()["features_offered"]  # type: ignore[operator]
+        assert device.region_read(4, 0x200A, 2) == b"\0\0"
+
+
 @pytest.mark.parametrize("word", ["on", "yes", "true", "y"])
 def test_every_spelling_of_on(word: str) -> None:
     assert parse_device(f"virtio-net-pci,vdpa={word}").vdpa is True
@@ -91,7 +168,7 @@ def test_sizes_and_vectors_are_numbers() -> None:
 
 
 def test_properties_that_ask_for_what_the_device_does_anyway_are_accepted() -> None:
-    asked = "virtio-net-pci,disable-legacy=on,disable-modern=off,packed=off,mq=off,romfile="
+    asked = "virtio-net-pci,disable-legacy=on,disable-modern=off,packed=off,mq=off,rss=off,tx=bh"
     assert parse_device(asked) == NicDevice()
 
 
@@ -109,7 +186,13 @@ def test_properties_that_ask_for_what_the_device_does_anyway_are_accepted() -> N
         ("", ["does not begin with a name"]),
         ("tap,", ["empty property name"]),
         ("tap,=x", ["empty property name"]),
-        ('{"type":"tap"}', ["JSON", "not supported yet"]),
+        ('{"ifname":"vt0"}', ["does not have 'type'"]),
+        ('{"type":"tap"', ["delimiter"]),
+        ('{"type":"tap","ifname":["a"]}', ["ifname", "a text, a number or a boolean"]),
+        ("tap,vhostfd=3", ["vhostfd=3", "no page would be logged"]),
+        ("tap,br=br0", ["br=br0", "script=PROGRAM"]),
+        ("tap,vnet_hdr=off", ["vnet_hdr=off", "csum=off"]),
+        ("tap,sndbuf=1048576", ["sndbuf=1048576", "expected 0"]),
     ],
 )
 def test_a_bad_netdev_is_refused_by_name(text: str, words: list[str]) -> None:
@@ -130,7 +213,13 @@ def test_a_bad_netdev_is_refused_by_name(text: str, words: list[str]) -> None:
         ("virtio-net-pci,disable-modern=on", ["disable-modern=on", "modern"]),
         ("virtio-net-pci,disable-legacy=off", ["disable-legacy=off", "modern"]),
         ("virtio-net-pci,gso=on", ["gso=on", "legacy"]),
-        ("virtio-net-pci,romfile=efi.rom", ["romfile=efi.rom", "no ROM BAR"]),
+        ("virtio-net-pci,rombar=2", ["rombar=2", "from 0 to 1"]),
+        ("virtio-net-pci,rss=on", ["rss=on", "no RSS"]),
+        ("virtio-net-pci,tx=timer", ["tx=timer", "expected bh"]),
+        ("virtio-net-pci,page-per-vq=on", ["page-per-vq=on", "multiplier is 4"]),
+        ("virtio-net-pci,evnt_idx=off", ["'evnt_idx'", "did you mean 'event_idx'?"]),
+        ("virtio-net-pci-transitional", ["transitional", "expected virtio-net-pci"]),
+        ("virtio-net-pcj", ["did you mean 'virtio-net-pci'?"]),
         ("virtio-net-pci,mac=52:54:00:12:34", ["mac=52:54:00:12:34", "six octets"]),
         ("virtio-net-pci,mac=53:54:00:12:34:56", ["mac=53:54:00:12:34:56", "multicast"]),
         ("virtio-net-pci,rx_queue_size=100", ["rx_queue_size=100", "power of two"]),

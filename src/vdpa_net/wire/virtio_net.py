@@ -125,7 +125,11 @@ def feature_bit(name: str) -> int:
 
     Raises OptionError, which names the nearest match.
     """
-    names = {**QEMU_PROPERTIES, **{FEATURES[bit].lower(): bit for bit in QEMU_PROPERTIES.values()}}
+    names = {
+        **QEMU_PROPERTIES,
+        "mtu": F_MTU,
+        **{FEATURES[bit].lower(): bit for bit in QEMU_PROPERTIES.values()},
+    }
     key = name.lower().removeprefix("virtio_net_f_").removeprefix("virtio_f_")
     if key in names:
         return names[key]
