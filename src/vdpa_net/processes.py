@@ -13,13 +13,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from vdpa_net.errors import OptionError
 from vdpa_net.migration.faults import Fault
+from vdpa_net.observe import Observation, observe
 from vdpa_net.options import (
     DEFAULT_MTU,
     LoopbackNetdev,
@@ -46,6 +47,7 @@ class DeviceRequest:
     netdev: Netdev
     device: NicDevice
     faults: tuple[Fault, ...] = ()
+    observation: Observation = field(default_factory=Observation)
 
     def __post_init__(self) -> None:
         check_pair(self.netdev, self.device)
@@ -222,6 +224,7 @@ def _build_device(stack: contextlib.ExitStack, request: DeviceRequest) -> NetDev
     for fault in request.faults:
         device.install_fault(fault)
         _say(f"fault: {fault}")
+    observe(stack, device, request.observation, _say)
     _say(f"device {request.device.id or 'virtio-net-pci'}: mac {request.device.mac}, on {backend.name}")
     return device
 

@@ -17,7 +17,7 @@ TRANSPORTS = ("in-process", "vfio-user")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """`--netdev`, `--device`, `--profile`, `--fault`, `--seed`: a device as `device_request` builds it."""
+    """What `device_request` builds a device from, and how it is watched."""
     parser.add_argument(
         "--netdev",
         required=True,
@@ -33,6 +33,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     add_profile(parser, default="vdpa")
     add_faults(parser)
     add_seed(parser)
+    _add_observation(parser)
 
 
 def device_request(arguments: argparse.Namespace) -> DeviceRequest:
@@ -40,13 +41,33 @@ def device_request(arguments: argparse.Namespace) -> DeviceRequest:
     from dataclasses import replace  # noqa: PLC0415
 
     from vdpa_net.migration.faults import parse_fault  # noqa: PLC0415
+    from vdpa_net.observe import Observation  # noqa: PLC0415
     from vdpa_net.options import parse_device, parse_netdev  # noqa: PLC0415
     from vdpa_net.processes import DeviceRequest  # noqa: PLC0415
     from vdpa_net.profiles import find_profile  # noqa: PLC0415
 
     faults = tuple(parse_fault(text, seed=arguments.seed) for text in arguments.fault)
     device = replace(parse_device(arguments.device), profile=find_profile(arguments.profile))
-    return DeviceRequest(parse_netdev(arguments.netdev), device, faults)
+    observation = Observation(arguments.trace, arguments.metrics)
+    return DeviceRequest(parse_netdev(arguments.netdev), device, faults, observation)
+
+
+def _add_observation(parser: argparse.ArgumentParser) -> None:
+    from vdpa_net.cli.parser import whole_number  # noqa: PLC0415
+
+    parser.add_argument(
+        "--trace",
+        nargs="?",
+        const="-",
+        metavar="FILE",
+        help="write each register access, decoded, to this file, or without one to standard error",
+    )
+    parser.add_argument(
+        "--metrics",
+        type=whole_number(0, 65535),
+        metavar="PORT",
+        help="offer metrics for Prometheus on this TCP port of 127.0.0.1; 0 takes a free one",
+    )
 
 
 def add_profile(parser: argparse.ArgumentParser, *, default: str | None) -> None:

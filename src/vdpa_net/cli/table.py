@@ -52,6 +52,9 @@ COMMANDS = Group(
             "driver", "Drive a device behind a vfio-user socket and offer it on a vhost-user socket."
         ),
         "vhost": Command("vhost", "Device and vDPA driver in one process, offered on a vhost-user socket."),
+        "inspect": Command(
+            "inspect", "Show a live device: features, queues, LM registers, counters, violations."
+        ),
         "log-test": Command(
             "log_test",
             "The verdict without virtual machines: two devices, a front end double, no root, about a second.",

@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
+from vdpa_net.device.access import Place
 from vdpa_net.device.msix import PAGE, Msix, power_of_two
 from vdpa_net.device.options import NetOptions
 from vdpa_net.device.pci import FunctionLayout, Identity, VirtioRegion
@@ -60,6 +61,9 @@ class Window(Protocol):
     def write(self, offset: int, data: bytes) -> None:
         """Write bytes."""
 
+    def places(self, offset: int, count: int) -> Iterator[Place]:
+        """The registers that an access covers."""
+
 
 class Bar:
     """A BAR made of windows. Between them reads give 0 and writes are violations."""
@@ -83,6 +87,12 @@ class Bar:
         """Write bytes, which may span windows."""
         for base, start, end, window in self._pieces(offset, len(data)):
             window.write(start - base, data[start - offset : end - offset])
+
+    def places(self, offset: int, count: int) -> Iterator[Place]:
+        """The registers that an access covers."""
+        for base, start, end, window in self._pieces(offset, count):
+            for place in window.places(start - base, end - start):
+                yield replace(place, offset=place.offset + start - offset)
 
     def _pieces(self, offset: int, count: int) -> Iterator[tuple[int, int, int, Window]]:
         position, end = offset, offset + count

@@ -9,8 +9,9 @@ eventfd is bound.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
+from vdpa_net.device.access import Place
 from vdpa_net.device.registers import RegisterBlock, Storage
 from vdpa_net.device.vector_masks import VectorMasks, close, duplicate, signal
 from vdpa_net.errors import AccessError
@@ -44,6 +45,10 @@ class Msix:
         """Write to the table; the pending bits are read-only (PCIe 7.7.2.9)."""
         block = self._pba if offset >= self.pba_offset else self._table
         block.write(offset, data)
+
+    def places(self, offset: int, count: int) -> Iterator[Place]:
+        """The registers that an access covers."""
+        yield from self._table.places(offset, count)
 
     def fd(self, vector: int) -> int | None:
         """The eventfd bound to a vector, borrowed; None while the vector is masked, too."""

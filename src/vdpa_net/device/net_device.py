@@ -7,12 +7,13 @@ This is the whole interface to what is in front of a device: a vfio-user server,
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from vdpa_net.backend import Backend
 from vdpa_net.device import snapshot
+from vdpa_net.device.access import AccessHook, AccessHooks, Place
 from vdpa_net.device.assembly import make_bars, make_config
 from vdpa_net.device.dma import DmaMaps
 from vdpa_net.device.engine import Engine, native_engine
@@ -77,6 +78,7 @@ class NetDevice:
         engine = engine or native_engine()
         self._lock = threading.RLock()
         self._events = Events()
+        self._hooks = AccessHooks(self._places)
         self._faults: list[Fault] = []
         self._closed = False
         self.backend = backend
@@ -123,14 +125,18 @@ class NetDevice:
     def region_read(self, index: int, offset: int, count: int) -> bytes:
         """`count` bytes of a region; 1, 2, 4 and 8 are single accesses. Raises AccessError outside of it."""
         with self._lock:
-            window = self._window(index, offset, count)
-            return window.read(offset, count)
+            data = self._window(index, offset, count).read(offset, count)
+            if self._hooks:
+                return self._hooks.filter(index, offset, data, write=False) or b""
+            return data
 
     def region_write(self, index: int, offset: int, data: bytes) -> None:
         """Write to a region; on return the device has acted on it. Raises AccessError outside of it."""
         with self._lock:
             window = self._window(index, offset, len(data))
-            window.write(offset, data)
+            wanted = self._hooks.filter(index, offset, data, write=True) if self._hooks else data
+            if wanted is not None:
+                window.write(offset, wanted)
 
     def dma_map(
         self, iova: int, size: int, fd: int | None, offset: int, *, readable: bool, writable: bool
@@ -246,10 +252,12 @@ class NetDevice:
     def snapshot(self) -> dict[str, object]:
         """The state as JSON values: status, features, queues, LM registers, counters, violations."""
         with self._lock:
+            ats_enabled = self._config.value("ats.control") & pci.ATS_ENABLE if self.options.ats else None
             return snapshot.take(
                 self._virtio,
                 self._plane,
                 self.space,
+                ats_enabled=None if ats_enabled is None else bool(ats_enabled),
                 dma_maps=self._dma.count,
                 faults=self._faults,
                 violations=self.violations,
@@ -261,6 +269,17 @@ class NetDevice:
         It runs in the thread that caused the event, often with the device's lock held: it must not wait.
         """
         self._events.listen(callback)
+
+    def on_access(self, hook: AccessHook) -> Callable[[], None]:
+        """Let `hook(access)` see each register access, and change or drop it (see `device.access`).
+
+        Returns a function that takes the hook away again.
+        """
+        with self._lock:
+            return self._hooks.add(hook)
+
+    def _places(self, index: int, offset: int, count: int) -> Iterator[Place]:
+        return self._window(index, offset, count).places(offset, count)
 
     def close(self) -> None:
         """Stop every queue and thread. Twice does no harm."""

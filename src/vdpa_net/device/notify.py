@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
+from vdpa_net.device.access import Place
 from vdpa_net.device.function import NOTIFY_OFF_MULTIPLIER
 from vdpa_net.migration.violations import ViolationLog
+from vdpa_net.wire.layout import Access, Register
+
+_STEP = NOTIFY_OFF_MULTIPLIER
 
 
 class Notify:
@@ -36,6 +40,13 @@ class Notify:
                 "bad_doorbell_value", value, f"queue {queue}, {len(data)} bytes: expected its 16-bit index"
             )
         self._kick(queue)
+
+    def places(self, offset: int, count: int) -> Iterator[Place]:
+        """The doorbells that an access covers."""
+        for queue in range(offset // _STEP, -(-(offset + count) // _STEP)):
+            register = Register(f"doorbell[{queue}]", _STEP * queue, 2, Access.WO, clause="4.1.5.2")
+            if register.end > offset and register.offset < offset + count:
+                yield Place("notify", register, register.offset - offset)
 
     def _record(self, what: str, value: int, detail: str) -> None:
         self._violations.record("notify", what, value, "4.1.5.2", detail)

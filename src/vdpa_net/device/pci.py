@@ -7,9 +7,10 @@ whether a guest's access reaches the device at all, and does so before it sends 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+from vdpa_net.device.access import Place
 from vdpa_net.device.capabilities import CapabilityList, placed
 from vdpa_net.device.registers import RegisterBlock, Storage
 from vdpa_net.migration.violations import ViolationLog
@@ -107,6 +108,10 @@ class ConfigSpace:
     def write(self, offset: int, data: bytes) -> None:
         """Write bytes; read-only bits stay."""
         self._block.write(offset, data)
+
+    def places(self, offset: int, count: int) -> Iterator[Place]:
+        """The registers that an access covers."""
+        yield from self._block.places(offset, count)
 
     def value(self, name: str) -> int:
         """A register by name, such as `msix.message_control`."""

@@ -11,6 +11,7 @@ import bisect
 from collections.abc import Iterator
 from typing import Protocol
 
+from vdpa_net.device.access import Place
 from vdpa_net.migration.violations import ViolationLog
 from vdpa_net.wire.layout import Access, Register, RegisterMap
 
@@ -66,6 +67,11 @@ class RegisterBlock:
         self._violations = violations
         self._registers = list(table)
         self._offsets = [register.offset for register in self._registers]
+
+    def places(self, offset: int, count: int) -> Iterator[Place]:
+        """The registers that an access covers."""
+        for register in self._covered(offset, count):
+            yield Place(self.table.name, register, register.offset - offset)
 
     def read(self, offset: int, count: int) -> bytes:
         """`count` bytes at `offset`."""

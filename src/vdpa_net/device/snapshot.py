@@ -25,6 +25,7 @@ def take(
     space: DmaSpace,
     *,
     dma_maps: int,
+    ats_enabled: bool | None,
     faults: Sequence[Fault],
     violations: ViolationLog,
 ) -> dict[str, object]:
@@ -43,6 +44,7 @@ def take(
         "queues": [_queue(virtio, plane, queue) for queue in virtio.queues],
         "receive_filter": virtio.control.filter.as_json(),
         "dma_maps": dma_maps,
+        "ats": None if ats_enabled is None else {"enabled": ats_enabled},
         "lm": None if virtio.lm is None else virtio.lm.registers(),
         "logging": virtio.lm is not None and virtio.lm.logging,
         "log": log,

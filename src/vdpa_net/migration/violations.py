@@ -39,6 +39,14 @@ class ViolationLog:
         self._entries: list[Violation] = []
         self._kinds: Counter[str] = Counter()
         self._pull = pull
+        self._listeners: tuple[Callable[[Violation], None], ...] = ()
+
+    def listen(self, callback: Callable[[Violation], None]) -> None:
+        """Call `callback(violation)` at each one from now on.
+
+        It runs in the thread that records, often with the device's lock held: it must not wait.
+        """
+        self._listeners = (*self._listeners, callback)
 
     def record(self, where: str, what: str, value: int, clause: str, detail: str = "") -> None:
         """Add one violation."""
@@ -80,3 +88,5 @@ class ViolationLog:
             self._kinds[violation.what] += 1
             if len(self._entries) < KEPT_ENTRIES:
                 self._entries.append(violation)
+        for listener in self._listeners:
+            listener(violation)
