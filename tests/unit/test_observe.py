@@ -11,11 +11,9 @@ from vdpa_net.lab.migrate.observe import (
     GuestProgress,
     QueueObservations,
     Round,
-    traffic_lines,
     wire_values,
 )
 from vdpa_net.lab.migrate.run import condensed
-from vdpa_net.lab.traffic.reception import Direction, TrafficReport
 from vdpa_net.migration.checks import AuditFindings
 from vdpa_net.migration.verdict import Line, Outcome
 
@@ -29,18 +27,6 @@ GOOD_QUEUE = QueueObservations(
     register_before_enable=1000 | 1000 << 16,
     guest=WENT_ON,
 )
-CLEAN = Direction(
-    sent=100, received=100, lost=(), duplicated={}, reordered=0, corrupted=0, foreign=0, send_errors=0
-)
-
-
-def report(to_guest: Direction = CLEAN, from_guest: Direction = CLEAN) -> TrafficReport:
-    return TrafficReport(1, to_guest, from_guest, arrivals_ns=(0, 1_000_000, 51_000_000, 52_000_000))
-
-
-def lost(*pairs: tuple[int, int]) -> Direction:
-    numbers, times = zip(*pairs, strict=True)
-    return replace(CLEAN, lost=numbers, lost_sent_ns=times, received=100 - len(pairs))
 
 
 def test_agreeing_observations_pass() -> None:
@@ -70,49 +56,6 @@ def test_each_single_disagreement_fails(field: str, value: object) -> None:
 )
 def test_each_missing_observation_is_not_run(field: str) -> None:
     assert replace(GOOD_QUEUE, **{field: None}).line().outcome is Outcome.NOT_RUN
-
-
-def test_loss_inside_the_gap_is_allowed_towards_the_guest() -> None:
-    lines, figures = traffic_lines(
-        report(to_guest=lost((40, 500), (41, 501), (42, 502))), stop_request_ns=500
-    )
-    assert [line.outcome for line in lines] == [Outcome.PASS, Outcome.PASS]
-    assert figures["lost_in_gap"] == 3
-
-
-def test_loss_before_the_stop_was_asked_for_fails() -> None:
-    lines, _ = traffic_lines(report(to_guest=lost((39, 499), (40, 500))), stop_request_ns=500)
-    assert lines[1].outcome is Outcome.FAIL
-    assert lines[1].detail == ("seq 39 lost",)
-
-
-def test_loss_after_the_guest_received_again_fails() -> None:
-    lines, _ = traffic_lines(report(to_guest=lost((40, 500), (41, 501), (43, 503))), stop_request_ns=500)
-    assert lines[1].outcome is Outcome.FAIL
-    assert lines[1].detail == ("seq 43 lost",)
-
-
-def test_any_loss_towards_the_bridge_fails() -> None:
-    lines, _ = traffic_lines(report(from_guest=replace(CLEAN, lost=(40,))), stop_request_ns=500)
-    assert lines[0].outcome is Outcome.FAIL
-
-
-@pytest.mark.parametrize("fault", ["duplicated", "reordered", "corrupted", "foreign"])
-@pytest.mark.parametrize("direction", [0, 1])
-def test_each_kind_of_damage_fails(fault: str, direction: int) -> None:
-    damaged = replace(CLEAN, **{fault: {7: 1} if fault == "duplicated" else 1})
-    given = report(from_guest=damaged) if direction == 0 else report(to_guest=damaged)
-    lines, _ = traffic_lines(given, stop_request_ns=500)
-    assert [line.outcome is Outcome.FAIL for line in lines] == [direction == 0, direction == 1]
-
-
-def test_traffic_that_never_ran_is_not_run() -> None:
-    lines, _ = traffic_lines(report(to_guest=replace(CLEAN, sent=0)), stop_request_ns=500)
-    assert lines[1].outcome is Outcome.NOT_RUN
-
-
-def test_gap_is_the_longest_silence() -> None:
-    assert traffic_lines(report(), stop_request_ns=2_000_000)[1]["gap_ms"] == 50.0
 
 
 def full_round() -> Round:

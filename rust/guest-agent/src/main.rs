@@ -1,35 +1,38 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The end of the lab's traffic that runs inside of the guest.
 //!
-//! `vdpa-net-guest-agent traffic --bind IP:PORT --peer IP:PORT [--control-port PORT] [--rate PPS]
-//! [--dirty-kib-per-s N] [--dirty-pool-kib N]`
+//! `vdpa-net-guest-agent traffic --bind IP:PORT --peer IP:PORT [--dirty-kib-per-s N] [--dirty-pool-kib N]`
 //!
-//! It receives a numbered stream on the data port and, from the lab's start request on, sends one of its own
-//! to the peer. The control port (default: the one after the data port) answers the lab's requests. The
-//! receiving thread only ever appends to what it knows, so the pause of a migration needs no care.
+//! PORT + 1 (UDP) answers the lab's requests, PORT + 2 (TCP) takes a stream of known bytes and sends one, and
+//! PORT + 16 + f (UDP, the same at the peer) is flow f: from the lab's start request on it counts what arrives
+//! and sends numbered packets of its own. The receiving threads only ever append to what they know, so the
+//! pause of a migration needs no care.
 
+mod control;
 mod crc;
 mod receive;
 mod run;
+mod stream;
 mod traffic;
 mod wire;
 
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 
 use run::Shared;
+use wire::MAX_FLOWS;
 
-const USAGE: &str =
-    "usage: vdpa-net-guest-agent traffic --bind IP:PORT --peer IP:PORT [--control-port PORT] \
-    [--rate PPS] [--dirty-kib-per-s N] [--dirty-pool-kib N]";
+const USAGE: &str = "usage: vdpa-net-guest-agent traffic --bind IP:PORT --peer IP:PORT \
+    [--dirty-kib-per-s N] [--dirty-pool-kib N]";
+const CONTROL_PORT: u16 = 1;
+const STREAM_PORT: u16 = 2;
+const FLOW_PORTS: u16 = 16;
 
 struct Options {
     bind: SocketAddr,
     peer: SocketAddr,
-    control_port: Option<u16>,
-    rate_pps: u32,
     dirty_kib_per_s: u64,
     dirty_pool_kib: u64,
 }
@@ -49,8 +52,8 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
         Some("traffic") => {}
         other => return Err(format!("got command {other:?}, expected \"traffic\"")),
     }
-    let (mut bind, mut peer, mut control_port) = (None, None, None);
-    let (mut rate_pps, mut dirty_kib_per_s, mut dirty_pool_kib) = (1000, 1024, 8192);
+    let (mut bind, mut peer) = (None, None);
+    let (mut dirty_kib_per_s, mut dirty_pool_kib) = (1024, 8192);
     while let Some(name) = arguments.next() {
         let value = arguments
             .next()
@@ -58,20 +61,24 @@ fn parse(mut arguments: impl Iterator<Item = String>) -> Result<Options, String>
         match name.as_str() {
             "--bind" => bind = Some(number(&name, &value)?),
             "--peer" => peer = Some(number(&name, &value)?),
-            "--control-port" => control_port = Some(number(&name, &value)?),
-            "--rate" => rate_pps = number(&name, &value)?,
             "--dirty-kib-per-s" => dirty_kib_per_s = number(&name, &value)?,
             "--dirty-pool-kib" => dirty_pool_kib = number(&name, &value)?,
             _ => return Err(format!("unknown option {name}")),
         }
     }
     let bind: SocketAddr = bind.ok_or("--bind is missing")?;
-    let peer = peer.ok_or("--peer is missing")?;
+    let peer: SocketAddr = peer.ok_or("--peer is missing")?;
+    let last = FLOW_PORTS + MAX_FLOWS as u16;
+    for (name, address) in [("--bind", bind), ("--peer", peer)] {
+        if address.port().checked_add(last).is_none() {
+            return Err(format!(
+                "{name} {address}: the {last} ports behind it are needed, too"
+            ));
+        }
+    }
     Ok(Options {
         bind,
         peer,
-        control_port,
-        rate_pps,
         dirty_kib_per_s,
         dirty_pool_kib,
     })
@@ -84,23 +91,71 @@ fn number<T: std::str::FromStr>(name: &str, value: &str) -> Result<T, String> {
 }
 
 fn serve(options: Options) -> Result<(), String> {
-    let data = Arc::new(open(options.bind)?);
-    let bound = data.local_addr().map_err(|error| error.to_string())?;
-    let port = options.control_port.unwrap_or(bound.port().wrapping_add(1));
-    let control = open(SocketAddr::new(options.bind.ip(), port))?;
     let shared = Arc::new(Shared::new());
+    let control = open(behind(options.bind, CONTROL_PORT))?;
+    let address = behind(options.bind, STREAM_PORT);
+    let listener = TcpListener::bind(address).map_err(|error| refused(address, &error))?;
+    let mut flows = Flows::new(&options, &shared);
+    flows.open_up_to(1)?;
     if options.dirty_kib_per_s > 0 {
         thread::spawn(move || traffic::dirty(options.dirty_kib_per_s, options.dirty_pool_kib));
     }
-    let (socket, state) = (Arc::clone(&data), Arc::clone(&shared));
-    thread::spawn(move || traffic::receive(&socket, &state));
     let state = Arc::clone(&shared);
-    thread::spawn(move || traffic::send(&data, options.peer, &state));
+    thread::spawn(move || stream::serve(&listener, &state));
     println!("LAB ready traffic");
-    traffic::control(&control, &shared, options.rate_pps);
+    control::serve(&control, &shared, |wanted| {
+        if let Err(message) = flows.open_up_to(wanted) {
+            eprintln!("vdpa-net-guest-agent: {message}");
+        }
+    });
     Ok(())
 }
 
+/// The sockets of the flows, each with its two threads; once open they stay.
+struct Flows {
+    bind: SocketAddr,
+    peer: SocketAddr,
+    shared: Arc<Shared>,
+    open: usize,
+}
+
+impl Flows {
+    fn new(options: &Options, shared: &Arc<Shared>) -> Self {
+        Self {
+            bind: options.bind,
+            peer: options.peer,
+            shared: Arc::clone(shared),
+            open: 0,
+        }
+    }
+
+    fn open_up_to(&mut self, wanted: usize) -> Result<(), String> {
+        while self.open < wanted.min(MAX_FLOWS) {
+            let flow = self.open;
+            let port = FLOW_PORTS + flow as u16;
+            let socket = Arc::new(open(behind(self.bind, port))?);
+            let peer = behind(self.peer, port);
+            socket
+                .connect(peer)
+                .map_err(|error| refused(peer, &error))?;
+            let (own, shared) = (Arc::clone(&socket), Arc::clone(&self.shared));
+            thread::spawn(move || traffic::receive(&own, flow, &shared));
+            let shared = Arc::clone(&self.shared);
+            thread::spawn(move || traffic::send(&socket, flow, &shared));
+            self.open += 1;
+        }
+        Ok(())
+    }
+}
+
+fn behind(address: SocketAddr, ports: u16) -> SocketAddr {
+    SocketAddr::new(address.ip(), address.port() + ports)
+}
+
 fn open(address: SocketAddr) -> Result<UdpSocket, String> {
-    UdpSocket::bind(address).map_err(|error| format!("bind to {address}: {error}"))
+    UdpSocket::bind(address).map_err(|error| refused(address, &error))
+}
+
+fn refused(address: SocketAddr, error: &std::io::Error) -> String {
+    format!("{address}: {error}")
 }

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from vdpa_net.lab.traffic.reception import Direction, TrafficReport
 from vdpa_net.migration.checks import (
     AuditFindings,
     check_audit_findings,
@@ -15,7 +14,6 @@ from vdpa_net.migration.checks import (
     check_ring_state,
     check_round_counts,
     check_violations,
-    shortened,
 )
 from vdpa_net.migration.verdict import Line, Outcome
 
@@ -137,59 +135,6 @@ class Round:
         if self.audit is None:
             return _not_run("dirty audit", self.audit_problem or "not made")
         return check_audit_findings(self.audit)
-
-
-def traffic_lines(report: TrafficReport, stop_request_ns: int) -> tuple[list[Line], dict[str, Any]]:
-    """The two directions' lines, and the gap.
-
-    Towards the bridge nothing may be lost. Towards the guest packets may be lost that were sent inside the
-    gap: from the moment at which the source's driver begins to stop the receive queue (what was sent before
-    is in the tap, and the stop delivers it) up to the first packet that the guest received after them.
-
-    `gap_ms` is the longest time without a packet from the guest around that moment, as seen on the bridge.
-    """
-    early, inside, late = _losses(report.to_guest, stop_request_ns)
-    lines = [
-        _direction_line("traffic to the bridge", report.from_guest, list(report.from_guest.lost), 0),
-        _direction_line("traffic to the guest", report.to_guest, early + late, len(inside)),
-    ]
-    silence = report.silence_around(stop_request_ns)
-    gap_ms = round(silence.duration_ms, 1) if silence else None
-    return lines, {"gap_ms": gap_ms, "lost_in_gap": len(inside)}
-
-
-def _losses(direction: Direction, stop_request_ns: int) -> tuple[list[int], list[int], list[int]]:
-    """Lost sequence numbers: sent before the gap, in it, behind it."""
-    pairs = list(zip(direction.lost, direction.lost_sent_ns, strict=True))
-    early = [sequence for sequence, sent_ns in pairs if sent_ns < stop_request_ns]
-    rest = [sequence for sequence, sent_ns in pairs if sent_ns >= stop_request_ns]
-    inside = [sequence for index, sequence in enumerate(rest) if sequence == rest[0] + index]
-    return early, inside, rest[len(inside) :]
-
-
-def _direction_line(name: str, direction: Direction, lost: list[int], lost_in_gap: int) -> Line:
-    faults = {
-        "lost": len(lost),
-        "duplicate": sum(direction.duplicated.values()),
-        "reordered": direction.reordered,
-        "corrupted": direction.corrupted,
-        "foreign": direction.foreign,
-    }
-    detail = [f"seq {sequence} lost" for sequence in lost]
-    detail += [
-        f"seq {sequence} came {copies} times too often" for sequence, copies in direction.duplicated.items()
-    ]
-    counts = ", ".join(f"{count} {kind}" for kind, count in faults.items())
-    inside = f"; {lost_in_gap} lost in the gap" if lost_in_gap else ""
-    outcome = Outcome.FAIL if any(faults.values()) else Outcome.PASS
-    expected = "0 of each" + (" outside the gap" if name.endswith("guest") else "")
-    return Line(
-        name,
-        outcome if direction.sent else Outcome.NOT_RUN,
-        f"{direction.sent} sent, {counts}{inside}",
-        expected,
-        shortened(detail),
-    )
 
 
 def _worse(left: Outcome, right: Outcome) -> Outcome:

@@ -23,6 +23,7 @@ from vdpa_net.lab.migrate.topology import FlatTopology, TopologyOptions
 from vdpa_net.lab.network import GUEST_ADDRESS, LAB_ADDRESS, enter_private_network
 from vdpa_net.lab.progress import ProgressCallback, shown_on
 from vdpa_net.lab.traffic.endpoint import TrafficEndpoint
+from vdpa_net.lab.traffic.flows import TrafficOptions
 from vdpa_net.lab.traffic.format import DEFAULT_PORT
 from vdpa_net.migration.verdict import Line, Outcome, Verdict
 
@@ -106,9 +107,8 @@ class _Migration:
             FlatTopology(topology_options) as topology,
             TrafficEndpoint(
                 (LAB_ADDRESS, DEFAULT_PORT),
-                GUEST_ADDRESS,
-                rate_pps=self._options.rate_pps,
-                seed=self._options.seed,
+                (GUEST_ADDRESS, DEFAULT_PORT),
+                TrafficOptions(rate_pps=self._options.rate_pps, seed=self._options.seed),
             ) as endpoint,
         ):
             self._run_rounds(topology, endpoint)

@@ -22,7 +22,6 @@ from vdpa_net.lab.migrate.observe import (
     GuestProgress,
     QueueObservations,
     Round,
-    traffic_lines,
     wire_values,
 )
 from vdpa_net.lab.migrate.precopy import Load, Precopy, is_final
@@ -30,6 +29,7 @@ from vdpa_net.lab.migrate.topology import FlatTopology, HostedGuest
 from vdpa_net.lab.progress import ProgressCallback
 from vdpa_net.lab.ram import GuestRam
 from vdpa_net.lab.traffic.endpoint import TrafficEndpoint
+from vdpa_net.lab.traffic.judge import Gap, lost_in_gap, traffic_lines
 from vdpa_net.migration.checks import PAGE_BYTES, AuditFindings, differing_pages
 
 PHASE_SECONDS = 120
@@ -211,9 +211,13 @@ class RoundRunner:
         if record.get("stop_requested_ns") is None:
             self._round.traffic_problem = "the source's driver did not stop the receive queue"
             return
-        lines, figures = traffic_lines(report, int(record["stop_requested_ns"]))
-        self._round.traffic = lines
-        self._round.figures |= figures
+        gap = Gap(int(record["stop_requested_ns"]))
+        silence = report.silence_around(gap.stop_request_ns)
+        self._round.traffic = traffic_lines(report, gap)
+        self._round.figures |= {
+            "gap_ms": round(silence.duration_ms, 1) if silence else None,
+            "lost_in_gap": lost_in_gap(report, gap),
+        }
 
     def _observe_sides(self) -> None:
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What became of a stream: which packets arrived, when, how often, and in which order."""
+"""What became of the traffic: which packets arrived, when, how often, and in which order."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 
+from vdpa_net.lab.traffic.format import StreamPhase
+
 
 @dataclass
 class Reception:
-    """What of a stream has arrived, by sequence number. `times_ns` are those of the first copies."""
+    """What of a flow has arrived, by sequence number. `times_ns` are those of the first copies.
+
+    `overtaken` maps a number to the highest one that had arrived before it.
+    """
 
     order: list[int] = field(default_factory=list)
     times_ns: list[int] = field(default_factory=list)
     copies: dict[int, int] = field(default_factory=dict)
-    duplicates: int = 0
-    reordered: int = 0
-    corrupted: int = 0
-    foreign: int = 0
+    overtaken: dict[int, int] = field(default_factory=dict)
     next_expected: int = 0
 
     def accept(self, sequence: int, time_ns: int) -> None:
@@ -26,12 +28,11 @@ class Reception:
         known = self.copies.get(sequence, 0)
         self.copies[sequence] = known + 1
         if known:
-            self.duplicates += 1
             return
         self.order.append(sequence)
         self.times_ns.append(time_ns)
         if sequence < self.next_expected:
-            self.reordered += 1
+            self.overtaken[sequence] = self.next_expected - 1
         else:
             self.next_expected = sequence + 1
 
@@ -44,40 +45,55 @@ class Reception:
         """Sequence numbers below `sent` that did not arrive."""
         return [sequence for sequence in range(sent) if sequence not in self.copies]
 
-    def summary(self) -> dict[str, int]:
-        """The fields of SUMMARY."""
-        return {
-            "received": len(self.order),
-            "next_expected": self.next_expected,
-            "duplicates": self.duplicates,
-            "reordered": self.reordered,
-            "corrupted": self.corrupted,
-            "foreign": self.foreign,
-        }
-
 
 @dataclass(frozen=True)
 class Direction:
-    """One stream, judged by its receiver. `lost` and `duplicated` hold sequence numbers.
+    """One flow in one direction, judged by its receiver. `lost` and `duplicated` hold sequence numbers.
 
-    `lost_sent_ns` says when the lost ones were sent (CLOCK_MONOTONIC of the lab; towards the guest only).
-    `send_errors` counts datagrams that the sender's own kernel did not take: they are among the lost.
+    `sent_ns` says when each was sent (CLOCK_MONOTONIC of the lab; towards the guest only). `overtaken` maps a
+    number to the highest one that had arrived before it.
     """
 
     sent: int
     received: int
-    lost: tuple[int, ...]
-    duplicated: Mapping[int, int]
-    reordered: int
-    corrupted: int
-    foreign: int
-    send_errors: int
-    lost_sent_ns: tuple[int, ...] = ()
+    lost: tuple[int, ...] = ()
+    duplicated: Mapping[int, int] = field(default_factory=dict)
+    overtaken: Mapping[int, int] = field(default_factory=dict)
+    sent_ns: Sequence[int] = ()
 
-    @property
-    def is_clean(self) -> bool:
-        """Everything arrived once, whole and in order."""
-        return not (self.lost or self.duplicated or self.reordered or self.corrupted)
+
+@dataclass(frozen=True)
+class FlowReport:
+    """One flow both ways. `arrivals_ns` are the times of the guest's datagrams (CLOCK_MONOTONIC)."""
+
+    flow: int
+    to_guest: Direction
+    from_guest: Direction
+    arrivals_ns: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Unattributed:
+    """Per direction, what belongs to no flow: damaged and foreign datagrams, and those that the sender's own
+    kernel did not take (these are among the lost, too)."""
+
+    corrupted: int = 0
+    foreign: int = 0
+    send_errors: int = 0
+
+
+@dataclass(frozen=True)
+class StreamReport:
+    """The TCP stream, both ways, in bytes; a mismatch is the position of the first wrong byte."""
+
+    to_guest_sent: int
+    to_guest_received: int
+    from_guest_sent: int
+    from_guest_received: int
+    to_guest_mismatch_at: int | None = None
+    from_guest_mismatch_at: int | None = None
+    phase: StreamPhase = StreamPhase.ENDED
+    problem: str = ""
 
 
 @dataclass(frozen=True)
@@ -95,30 +111,47 @@ class Silence:
 
 @dataclass(frozen=True)
 class TrafficReport:
-    """A run of traffic, both ways. `arrivals_ns` are the times of the guest's datagrams (CLOCK_MONOTONIC)."""
+    """A run of traffic, both ways.
+
+    `round_trips` are pairs: when a datagram was sent to the guest, and how long it and its echo were on their
+    way (without the time that it lay at the agent), in ns.
+    """
 
     run_id: int
-    to_guest: Direction
-    from_guest: Direction
-    arrivals_ns: tuple[int, ...]
+    flows: tuple[FlowReport, ...]
+    to_guest: Unattributed = Unattributed()
+    from_guest: Unattributed = Unattributed()
+    round_trips: tuple[tuple[int, int], ...] = ()
+    stream: StreamReport | None = None
+
+    def arrivals_ns(self) -> list[int]:
+        """When the guest's datagrams arrived, all flows together, ascending."""
+        return sorted(time_ns for flow in self.flows for time_ns in flow.arrivals_ns)
 
     def silence_around(self, instant_ns: int, window_ns: int = 5_000_000_000) -> Silence | None:
         """The longest silence that comes nearer to the instant than `window_ns`."""
-        return longest_silence(self.arrivals_ns, instant_ns - window_ns, instant_ns + window_ns)
-
-    def lost_to_guest_outside(self, start_ns: int, end_ns: int) -> list[int]:
-        """Sequence numbers lost towards the guest that were sent before `start_ns` or after `end_ns`."""
-        pairs = zip(self.to_guest.lost, self.to_guest.lost_sent_ns, strict=True)
-        return [sequence for sequence, sent_ns in pairs if not start_ns <= sent_ns <= end_ns]
+        return longest_silence(self.arrivals_ns(), instant_ns - window_ns, instant_ns + window_ns)
 
     def to_json(self) -> dict[str, object]:
-        """All of it but the arrivals, for reports."""
+        """All of it but what is there once per datagram, for reports."""
         return {
             "run_id": self.run_id,
+            "flows": [
+                {
+                    "flow": item.flow,
+                    "to_guest": _without_times(item.to_guest),
+                    "from_guest": _without_times(item.from_guest),
+                }
+                for item in self.flows
+            ],
             "to_guest": asdict(self.to_guest),
             "from_guest": asdict(self.from_guest),
-            "arrivals": len(self.arrivals_ns),
+            "stream": asdict(self.stream) if self.stream else None,
         }
+
+
+def _without_times(direction: Direction) -> dict[str, object]:
+    return {name: value for name, value in asdict(direction).items() if name != "sent_ns"}
 
 
 def longest_silence(times_ns: Sequence[int], from_ns: int, to_ns: int) -> Silence | None:
