@@ -131,12 +131,15 @@ class TrafficEndpoint:
         self._engine.end()
 
     def wait_received(self, count: int, timeout_s: float) -> None:
-        """Return when this many datagrams of the guest have arrived in this run. Raises LabError."""
+        """Return when this many datagrams of the guest have arrived in this run, and a byte of the stream if
+        there is one. Raises LabError."""
         self._engine.wait(
             lambda: self.received >= count,
             timeout_s,
             lambda: f"{count} datagrams from the guest, got {self.received}",
         )
+        if self._stream is not None:
+            self._stream.wait_received(1, timeout_s)
 
     def wait_arrival_after(self, instant_ns: int, timeout_s: float) -> None:
         """Return when a datagram has arrived after an instant (CLOCK_MONOTONIC). Raises LabError."""

@@ -66,9 +66,19 @@ class TcpStream:
         self._socket.sendall(hello)
         self._socket.setblocking(False)
         self._ending = False
+        self._changed = threading.Condition()
         self._wake_read, self._wake_write = os.pipe()
         self._thread = threading.Thread(target=self._guarded_loop, name="traffic stream", daemon=True)
         self._thread.start()
+
+    def wait_received(self, count: int, timeout_s: float) -> None:
+        """Return when this many bytes have come from the guest. Raises LabError."""
+        with self._changed:
+            if not self._changed.wait_for(lambda: self.received >= count, timeout_s):
+                got = self.problem or f"got {self.received}"
+                raise LabError(
+                    f"expected {count} bytes of the stream from the guest within {timeout_s:.3g} s, {got}"
+                )
 
     def finish(self, timeout_s: float) -> None:
         """End our direction and wait for the end of the other one; `problem` tells if that did not work."""
@@ -96,19 +106,20 @@ class TcpStream:
             self.problem = f"the connection broke: {error}"
 
     def _loop(self) -> None:
-        due_bytes, last_s, shut = 0.0, time.monotonic(), False
-        while True:
+        due_bytes, last_s, shut, ended = 0.0, time.monotonic(), False, False
+        while not (shut and ended):
             if self._ending and not shut:
                 self._socket.shutdown(socket.SHUT_WR)
                 shut = True
+                continue
             writers = [self._socket] if due_bytes >= 1 and not shut else []
             pause_s = None if shut else TICK_SECONDS
-            readers: list[socket.socket | int] = [self._socket, self._wake_read]
+            readers = [self._wake_read] if ended else [self._wake_read, self._socket.fileno()]
             readable, writable, _ = select.select(readers, writers, [], pause_s)
             if self._wake_read in readable and os.read(self._wake_read, 1) == b"x":
                 return
-            if self._socket in readable and not self._receive():
-                return
+            if self._socket.fileno() in readable:
+                ended = not self._receive()
             if writable:
                 due_bytes -= self._send(int(due_bytes))
             now_s = time.monotonic()
@@ -129,5 +140,7 @@ class TcpStream:
             pairs = enumerate(zip(data, expected, strict=True))
             wrong = next(index for index, (got, wanted) in pairs if got != wanted)
             self.mismatch_at = self.received + wrong
-        self.received += len(data)
+        with self._changed:
+            self.received += len(data)
+            self._changed.notify_all()
         return bool(data)
