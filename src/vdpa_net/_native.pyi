@@ -89,12 +89,34 @@ class DmaSpace:
 
     def take_violations(self) -> list[Violation]: ...
 
-class Loopback:
+class Backend:
+    """Where packets go and come from, whatever the kind: an argument of `DataPlane`."""
+
+    def set_offloads(self, features: int) -> None:
+        """What the driver accepts on received packets, as the negotiated features (a tap has
+        TUNSETOFFLOAD for it)."""
+
+class Loopback(Backend):
     """What is transmitted on a pair comes back on the same pair's receive queue. Bounded; drops counted."""
 
     def __init__(self, queue_pairs: int = 1, depth_packets: int = 1024) -> None: ...
 
-class Tap:
+class Null(Backend):
+    """Takes every packet; with `source` it gives packets (see `vdpa_net.backend.null.Source`)."""
+
+    def __init__(
+        self,
+        queue_pairs: int = 1,
+        *,
+        source: bool = False,
+        packet_bytes: int = 60,
+        rate_pps: int = 0,
+        flows: int = 16,
+        destination: bytes = ...,
+    ) -> None:
+        """Raises BackendError for impossible numbers."""
+
+class Tap(Backend):
     """Packets on open tap file descriptors, one per queue pair, with a virtio-net header of 12 bytes."""
 
     def __init__(self, fds: list[int]) -> None:
@@ -104,7 +126,7 @@ class DataPlane:
     """The virtqueues of one device, one worker thread per queue pair."""
 
     def __init__(
-        self, space: DmaSpace, backend: Loopback | Tap, queue_pairs: int, control_queue: bool = True
+        self, space: DmaSpace, backend: Backend, queue_pairs: int, control_queue: bool = True
     ) -> None: ...
     def start_queue(
         self,
@@ -138,11 +160,12 @@ class DataPlane:
 
     def is_running(self, index: int) -> bool: ...
     def set_kick(self, index: int, fd: int | None) -> None:
-        """Use (a duplicate of) this eventfd as the queue's kick besides its own; None: only its own."""
+        """Use (a duplicate of) this eventfd as a kick besides the doorbell of this index; None: only that."""
 
     def kick(self, index: int) -> None: ...
     def kick_fd(self, index: int) -> int:
-        """The queue's own kick eventfd, borrowed: valid while this object lives."""
+        """The eventfd that does what doorbell `index` does, borrowed: valid while this object lives. That of
+        the control queue is for the caller to wait on."""
 
     def set_call(self, index: int, fd: int | None) -> None:
         """Signal this eventfd (duplicated) when used buffers are to be announced. An interrupt that was due
@@ -154,6 +177,16 @@ class DataPlane:
     def process_control(self, handler: Callable[[bytes], bytes]) -> int:
         """Serve each available control chain: readable bytes in, bytes to write back out. Returns how
         many."""
+
+    def set_multiqueue(self, on: bool) -> None:
+        """Whether VIRTIO_NET_F_MQ was negotiated (at first it is on). Off: there is one pair, and queue 2 is
+        the control queue; kicks of doorbell 2 arrive at the control queue's eventfd. Raises StateError if a
+        queue runs."""
+
+    def set_active_pairs(self, count: int) -> None:
+        """Only the first `count` pairs receive from now on (at first: all). On return nothing is received on
+        the others any more; what had come for them was delivered while buffers lasted, the rest is counted
+        as drops_no_buffer. Raises StateError if there are not so many."""
 
     def transmit(self, frame: bytes) -> None:
         """Send one frame (no virtio-net header) through the back end, to announce. Raises BackendError."""

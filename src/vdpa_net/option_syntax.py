@@ -112,8 +112,8 @@ def one_of(accepted: tuple[str, ...], reason: str) -> Reader:
     return read
 
 
-def number(low: int, high: int, *, power_of_two: bool = False) -> Reader:
-    """A number, decimal or with 0x."""
+def number(low: int, high: int, *, power_of_two: bool = False, reason: str = "") -> Reader:
+    """A number, decimal or with 0x; `reason` says why from `low` to `high`."""
 
     def read(text: str) -> int:
         kind = "a power of two" if power_of_two else "a number"
@@ -122,7 +122,7 @@ def number(low: int, high: int, *, power_of_two: bool = False) -> Reader:
         except ValueError:
             value = low - 1
         if not low <= value <= high or (power_of_two and value & (value - 1)):
-            raise ValueError(f"expected {kind} from {low} to {high}")
+            raise ValueError(f"expected {kind} from {low} to {high}{reason and f' ({reason})'}")
         return value
 
     return read
@@ -133,13 +133,19 @@ def zero_or(read_other: Reader) -> Reader:
     return lambda text: 0 if text in ("0", "0x0") else read_other(text)
 
 
-def mac(text: str) -> str:
-    """A unicast MAC address."""
+def octets(text: str) -> str:
+    """A MAC address of any kind."""
     if not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", text):
         raise ValueError("expected six octets like 52:54:00:12:34:56")
+    return text.lower()
+
+
+def mac(text: str) -> str:
+    """A unicast MAC address."""
+    text = octets(text)
     if int(text[:2], 16) & 1:
         raise ValueError("a multicast address; expected a unicast one (lowest bit of the first octet 0)")
-    return text.lower()
+    return text
 
 
 def script(text: str) -> str | None:

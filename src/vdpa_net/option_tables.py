@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from typing import Final
 
+from vdpa_net.backend import MAX_QUEUE_PAIRS, MAX_TAP_QUEUES
 from vdpa_net.option_syntax import (
     NOT_YET,
     Properties,
     mac,
     number,
+    octets,
     one_of,
     only,
     refuse,
@@ -36,7 +38,7 @@ TAP: Final[Properties] = {
     "vhostforce": only(False, _NO_VHOST),
     "vhostfd": refuse(_NO_VHOST),
     "vhostfds": refuse(_NO_VHOST),
-    "queues": one_of(("1",), f"more than one queue pair {NOT_YET}"),
+    "queues": number(1, MAX_TAP_QUEUES, reason="more queues a tap can't have"),
     "fd": refuse(f"an inherited file descriptor {NOT_YET}; name the tap with ifname="),
     "fds": refuse(f"inherited file descriptors {NOT_YET}; name the tap with ifname="),
     "vnet_hdr": only(True, "without IFF_VNET_HDR a tap takes no offloads; use csum=off,guest_csum=off"),
@@ -46,7 +48,19 @@ TAP: Final[Properties] = {
     "poll-us": one_of(("0",), "it is vhost's; the device polls as long as it pays"),
 }
 
-LOOPBACK: Final[Properties] = {"id": None, "depth": number(1, 65536)}
+_QUEUES = number(1, MAX_QUEUE_PAIRS, reason="with a control queue they are 1023 virtqueues")
+
+LOOPBACK: Final[Properties] = {"id": None, "depth": number(1, 65536), "queues": _QUEUES}
+
+NULL: Final[Properties] = {
+    "id": None,
+    "queues": _QUEUES,
+    "source": switch,
+    "packet_bytes": number(60, 14 + 65535),
+    "rate_pps": number(0, 1 << 40),
+    "flows": number(1, 256),
+    "destination": octets,
+}
 
 VMM_SIDE: Final[Properties] = {
     "acpi-index": number(0, 0x3FFF),
@@ -118,7 +132,6 @@ _ALWAYS: dict[str, str] = {
 
 _NOT_YET: dict[str, str] = {
     "packed": f"the packed ring {NOT_YET}",
-    "mq": f"multi-queue {NOT_YET}",
     "queue_reset": f"VIRTIO_F_RING_RESET {NOT_YET}",
     "in_order": f"VIRTIO_F_IN_ORDER {NOT_YET}",
     "ctrl_vlan": f"VIRTIO_NET_F_CTRL_VLAN {NOT_YET}",
@@ -139,6 +152,8 @@ DEVICE: Final[Properties] = {
     "rx_queue_size": number(2, QUEUE_SIZE_MAX, power_of_two=True),
     "tx_queue_size": number(2, QUEUE_SIZE_MAX, power_of_two=True),
     "vectors": number(1, 2048),
+    "mq": switch,
+    "queues": refuse("belongs to --netdev, as in QEMU; the device has mq=on"),
     **{name: only(False, reason) for name, reason in {**_REFUSED, **_NOT_YET}.items()},
     **{name: only(True, reason) for name, reason in _ALWAYS.items()},
     **dict.fromkeys((name for name in QEMU_PROPERTIES if name != "gso"), switch),

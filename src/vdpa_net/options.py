@@ -18,7 +18,7 @@ from pathlib import Path
 from vdpa_net.cli.parser import near
 from vdpa_net.errors import OptionError
 from vdpa_net.option_syntax import Properties, read_all, split_options, switch
-from vdpa_net.option_tables import DEVICE, LOOPBACK, TAP, VMM_SIDE
+from vdpa_net.option_tables import DEVICE, LOOPBACK, NULL, TAP, VMM_SIDE
 from vdpa_net.wire.lm import Profile
 from vdpa_net.wire.virtio_net import QEMU_PROPERTIES
 
@@ -34,17 +34,34 @@ class TapNetdev:
     ifname: str = "tap%d"
     script: str | None = None
     downscript: str | None = None
+    queues: int = 1
 
 
 @dataclass(frozen=True)
 class LoopbackNetdev:
-    """`loopback`: what the guest transmits comes back to it. `depth` is in packets."""
+    """`loopback`: what the guest transmits comes back to it. `depth` is in packets, per queue pair."""
 
     id: str = ""
     depth: int = 1024
+    queues: int = 1
 
 
-Netdev = TapNetdev | LoopbackNetdev
+@dataclass(frozen=True)
+class NullNetdev:
+    """`null`: what the guest transmits is gone. With `source` packets come: `rate_pps` per second in all
+    (0: as many as there are buffers for) of `packet_bytes` bytes, in `flows` UDP flows, to `destination`.
+    """
+
+    id: str = ""
+    queues: int = 1
+    source: bool = False
+    packet_bytes: int = 60
+    rate_pps: int = 0
+    flows: int = 16
+    destination: str = "ff:ff:ff:ff:ff:ff"
+
+
+Netdev = TapNetdev | LoopbackNetdev | NullNetdev
 
 
 @dataclass(frozen=True)
@@ -68,6 +85,7 @@ class NicDevice:
     rx_queue_size: int = 256
     tx_queue_size: int = 256
     vectors: int | None = None
+    mq: bool = False
     disabled_features: frozenset[str] = field(default_factory=frozenset)
     vmm_side: Mapping[str, object] = field(default_factory=dict, hash=False)
     profile: str | Profile = "vdpa"
@@ -84,6 +102,7 @@ class VhostSocket:
 _NETDEVS: dict[str, tuple[Callable[..., Netdev], Properties]] = {
     "tap": (TapNetdev, TAP),
     "loopback": (LoopbackNetdev, LOOPBACK),
+    "null": (NullNetdev, NULL),
 }
 
 _DEVICES = ("virtio-net-pci", "virtio-net-pci-non-transitional", "virtio-net")

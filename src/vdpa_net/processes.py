@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, Self
 from vdpa_net.errors import OptionError
 from vdpa_net.migration.faults import Fault
 from vdpa_net.observe import Observation, observe
+from vdpa_net.open_backend import open_backend, raise_file_limit
 from vdpa_net.options import (
     DEFAULT_MTU,
-    LoopbackNetdev,
     Netdev,
     NicDevice,
     VhostSocket,
@@ -112,17 +112,6 @@ def serve_vhost(request: DeviceRequest, vhost_socket: VhostSocket, control: Path
         stop.wait()
 
 
-def open_backend(netdev: Netdev) -> Backend:
-    """The back end that the options describe. Raises BackendError."""
-    if isinstance(netdev, LoopbackNetdev):
-        from vdpa_net.backend.loopback import Loopback  # noqa: PLC0415
-
-        return Loopback(depth_packets=netdev.depth)
-    from vdpa_net.backend.tap import Tap  # noqa: PLC0415
-
-    return Tap(netdev.ifname, script=netdev.script, downscript=netdev.downscript)
-
-
 def make_device(device: NicDevice, backend: Backend) -> NetDevice:
     """The device that the options describe, on this back end. Raises OptionError."""
     from vdpa_net.device.net_device import NetDevice  # noqa: PLC0415
@@ -138,6 +127,7 @@ def make_device(device: NicDevice, backend: Backend) -> NetDevice:
         rx_queue_size=device.rx_queue_size,
         tx_queue_size=device.tx_queue_size,
         vectors=device.vectors,
+        mq=device.mq,
         disabled_features=device.disabled_features | ({"mtu"} if device.host_mtu == 0 else set()),
     )
 
@@ -218,6 +208,7 @@ def _ignore(_number: int, _frame: FrameType | None) -> None:
 
 
 def _build_device(stack: contextlib.ExitStack, request: DeviceRequest) -> NetDevice:
+    raise_file_limit()
     backend = open_backend(request.netdev)
     stack.callback(backend.close)
     device = stack.enter_context(make_device(request.device, backend))

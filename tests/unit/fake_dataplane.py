@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from vdpa_net.backend import Limits
 from vdpa_net.device.engine import Engine
 from vdpa_net.device.net_device import NetDevice
 from vdpa_net.errors import DmaError
@@ -112,7 +113,8 @@ class FakePlane:
         self.frames: list[bytes] = []
         self.on_transmit: Callable[[bytes], None] = lambda _: None
         self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._kicks = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2 * queue_pairs)]
+        self._kicks = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2 * queue_pairs + 1)]
+        self.multiqueue = True
         self.fail_start: Exception | None = None
 
     def start_queue(
@@ -164,6 +166,12 @@ class FakePlane:
         self.acks += [handler(command) for command in taken]
         return len(taken)
 
+    def set_multiqueue(self, on: bool) -> None:
+        self.multiqueue = on
+
+    def set_active_pairs(self, count: int) -> None:
+        self.calls.append(("active", count))
+
     def transmit(self, frame: bytes) -> None:
         self.frames.append(frame)
         self.on_transmit(frame)
@@ -197,6 +205,7 @@ class FakeBackend:
     """A back end that writes what it is told into the data plane's list of calls."""
 
     name = "fake"
+    limits = Limits(8, steers_itself=False, has_network=False)
     queue_pairs = 1
 
     def __init__(self) -> None:
@@ -208,6 +217,9 @@ class FakeBackend:
 
     def set_carrier(self, on: bool) -> None:
         self.calls.append(("carrier", on))
+
+    def set_active_pairs(self, count: int) -> None:
+        self.calls.append(("backend active", count))
 
     def set_offloads(self, features: int) -> None:
         if self.fail is not None:

@@ -6,15 +6,18 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
-from fake_dataplane import FakeRig
+from fake_dataplane import FakeBackend, FakePlane, FakeRig, FakeSpace
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vdpa_net.device.active_pairs import ActivePairs
 from vdpa_net.device.control_queue import ControlQueue
 from vdpa_net.device.monitor import Monitor
 from vdpa_net.device.net_config import NetConfig
+from vdpa_net.device.queues import QueueSet
 from vdpa_net.errors import AccessError
 from vdpa_net.migration.violations import ViolationLog
 from vdpa_net.wire import virtio_net
@@ -178,5 +181,10 @@ def test_descriptor_that_hangs_up_is_dropped_and_does_not_spin() -> None:
 @given(st.binary(max_size=64))
 def test_any_bytes_get_one_ack(data: bytes) -> None:
     config = NetConfig(bytes.fromhex("525400000001"), 1500, 1, 0, lambda: None)
-    control = ControlQueue(config, lambda: (1 << 64) - 1, ViolationLog())
+    violations = ViolationLog()
+    plane: Any = FakePlane(FakeSpace(), None, 1, True)
+    queues = QueueSet(plane, plane.space, [], violations, lambda *_: None)
+    pairs = ActivePairs(plane, FakeBackend(), queues, 1)
+    control = ControlQueue(config, lambda: (1 << 64) - 1, violations, pairs)
     assert control.handle(data) in (OK, ERR)
+    plane.close()

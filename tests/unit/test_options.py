@@ -15,6 +15,7 @@ from vdpa_net.option_tables import DEVICE, VMM_SIDE
 from vdpa_net.options import (
     LoopbackNetdev,
     NicDevice,
+    NullNetdev,
     TapNetdev,
     VhostSocket,
     check_pair,
@@ -70,6 +71,10 @@ def test_the_last_of_equal_keys_counts() -> None:
 
 def test_the_implied_key_may_be_written() -> None:
     assert parse_netdev("type=loopback,id=a") == LoopbackNetdev(id="a")
+    assert parse_netdev("null,id=a,queues=511,source,rate_pps=10") == NullNetdev(
+        id="a", queues=511, source=True, rate_pps=10
+    )
+    assert parse_netdev("tap,queues=256") == TapNetdev(queues=256)
     assert parse_device("driver=virtio-net-pci,id=n").id == "n"
 
 
@@ -104,7 +109,7 @@ def test_every_property_of_qemus_device_is_known(name: str) -> None:
 
 
 def test_every_property_that_is_known_is_qemus_or_ours() -> None:
-    assert set(DEVICE) | set(VMM_SIDE) == {*QEMUS_PROPERTIES, "id", "bus", "vdpa"}
+    assert set(DEVICE) | set(VMM_SIDE) == {*QEMUS_PROPERTIES, "id", "bus", "vdpa", "queues"}
 
 
 @pytest.mark.parametrize(
@@ -178,11 +183,15 @@ def test_properties_that_ask_for_what_the_device_does_anyway_are_accepted() -> N
         ("tap,ifnam=vt0", ["tap", "'ifnam'", "did you mean 'ifname'?"]),
         ("tap,vhost=on", ["vhost=on", "no page would be logged"]),
         ("tap,vhost=maybe", ["vhost=maybe", "expected on or off"]),
-        ("tap,queues=2", ["queues=2", "more than one queue pair", "not supported yet"]),
+        ("tap,queues=257", ["queues=257", "from 1 to 256"]),
         ("tap,fd=3", ["fd=3", "ifname="]),
         ("tab,id=a", ["'tab'", "did you mean 'tap'?"]),
-        ("user,id=a", ["'user'", "expected tap or loopback"]),
+        ("user,id=a", ["'user'", "expected tap or loopback or null"]),
         ("loopback,depth=0", ["depth=0", "from 1 to 65536"]),
+        ("loopback,queues=512", ["queues=512", "from 1 to 511"]),
+        ("null,queues=0", ["queues=0", "from 1 to 511"]),
+        ("null,packet_bytes=59", ["packet_bytes=59", "from 60 to 65549"]),
+        ("null,destination=1:2", ["destination=1:2", "six octets"]),
         ("", ["does not begin with a name"]),
         ("tap,", ["empty property name"]),
         ("tap,=x", ["empty property name"]),
@@ -209,7 +218,7 @@ def test_a_bad_netdev_is_refused_by_name(text: str, words: list[str]) -> None:
         ("virtio-net-pci,vpda=on", ["'vpda'", "did you mean 'vdpa'?"]),
         ("virtio-net-pci,bogus=1", ["unknown property 'bogus'"]),
         ("virtio-net-pci,packed=on", ["packed=on", "not supported yet"]),
-        ("virtio-net-pci,mq=on", ["mq=on", "not supported yet"]),
+        ("virtio-net-pci,mq=on,queues=2", ["queues=2", "belongs to --netdev"]),
         ("virtio-net-pci,disable-modern=on", ["disable-modern=on", "modern"]),
         ("virtio-net-pci,disable-legacy=off", ["disable-legacy=off", "modern"]),
         ("virtio-net-pci,gso=on", ["gso=on", "legacy"]),

@@ -3,6 +3,7 @@
 //!
 //! Nothing is decided here: arguments are converted, the GIL is released, errors are converted back.
 
+mod backend;
 mod convert;
 mod plane;
 mod relay;
@@ -16,8 +17,10 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     convert::add_records(module)?;
     module.add_class::<space::DmaSpace>()?;
-    module.add_class::<plane::Loopback>()?;
-    module.add_class::<plane::Tap>()?;
+    module.add_class::<backend::Backend>()?;
+    module.add_class::<backend::Loopback>()?;
+    module.add_class::<backend::Null>()?;
+    module.add_class::<backend::Tap>()?;
     module.add_class::<plane::DataPlane>()?;
     module.add_class::<relay::KickRelay>()
 }

@@ -1,61 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `Loopback`, `Tap` and `DataPlane`.
+//! `DataPlane`.
 
 use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{IntoPyDict, PyBytes, PyDict, PyList};
-use vdpa_net_dataplane::backend::Backend;
 use vdpa_net_dataplane::error::Error;
 use vdpa_net_dataplane::plane;
 use vdpa_net_dataplane::ring::{RingConfig, RingState};
 
+use crate::backend::Backend;
 use crate::convert;
 use crate::space::DmaSpace;
-
-/// What is transmitted on a pair comes back on it.
-#[pyclass(frozen, module = "vdpa_net._native")]
-pub struct Loopback {
-    backend: Backend,
-}
-
-#[pymethods]
-impl Loopback {
-    #[new]
-    #[pyo3(signature = (queue_pairs = 1, depth_packets = 1024))]
-    fn new(py: Python<'_>, queue_pairs: usize, depth_packets: usize) -> PyResult<Self> {
-        let backend = Backend::loopback(queue_pairs, depth_packets)
-            .map_err(|error| convert::to_py(py, &error))?;
-        Ok(Self { backend })
-    }
-}
-
-/// Packets on open tap file descriptors.
-#[pyclass(frozen, module = "vdpa_net._native")]
-pub struct Tap {
-    backend: Backend,
-}
-
-#[pymethods]
-impl Tap {
-    #[new]
-    fn new(py: Python<'_>, fds: Vec<i32>) -> PyResult<Self> {
-        let own = fds
-            .into_iter()
-            .map(|fd| convert::duplicate(py, fd, "BackendError"))
-            .collect::<PyResult<_>>()?;
-        let backend = Backend::tap(own).map_err(|error| convert::to_py(py, &error))?;
-        Ok(Self { backend })
-    }
-}
-
-/// Either kind of back end, as an argument.
-#[derive(FromPyObject)]
-enum AnyBackend<'py> {
-    Loopback(PyRef<'py, Loopback>),
-    Tap(PyRef<'py, Tap>),
-}
 
 /// Why `process_control` ended early.
 enum Failure {
@@ -97,16 +54,12 @@ impl DataPlane {
     fn new(
         py: Python<'_>,
         space: PyRef<'_, DmaSpace>,
-        backend: AnyBackend<'_>,
+        backend: PyRef<'_, Backend>,
         queue_pairs: u16,
         control_queue: bool,
     ) -> PyResult<Self> {
-        let backend = match backend {
-            AnyBackend::Loopback(loopback) => loopback.backend.clone(),
-            AnyBackend::Tap(tap) => tap.backend.clone(),
-        };
         let space = Arc::clone(&space.space);
-        let plane = plane::DataPlane::new(space, &backend, queue_pairs, control_queue)
+        let plane = plane::DataPlane::new(space, &backend.backend, queue_pairs, control_queue)
             .map_err(|error| convert::to_py(py, &error))?;
         Ok(Self { plane })
     }
@@ -194,6 +147,14 @@ impl DataPlane {
             Failure::Native(error) => convert::to_py(py, &error),
             Failure::Python(error) => error,
         })
+    }
+
+    fn set_multiqueue(&self, py: Python<'_>, on: bool) -> PyResult<()> {
+        self.detached(py, |plane| plane.set_multiqueue(on))
+    }
+
+    fn set_active_pairs(&self, py: Python<'_>, count: u16) -> PyResult<()> {
+        self.detached(py, |plane| plane.set_active_pairs(count))
     }
 
     fn transmit(&self, py: Python<'_>, frame: &[u8]) -> PyResult<()> {

@@ -3,10 +3,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from vdpa_net import _native
+
+MAX_QUEUE_PAIRS = 511
+"""With a control queue they are 1023 virtqueues; doorbells and LM registers are for 1024."""
+
+MAX_TAP_QUEUES = 256
+"""The kernel attaches no more to one tap (MAX_TAP_QUEUES in drivers/net/tun.c)."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a kind of back end can do at most.
+
+    `max_queue_pairs`: of one device. `steers_itself`: it chooses the queue pair of a received packet;
+    otherwise the data plane does. `has_network`: packets come from and go to somewhere else.
+    """
+
+    max_queue_pairs: int
+    steers_itself: bool
+    has_network: bool
 
 
 class Backend(Protocol):
@@ -20,7 +40,11 @@ class Backend(Protocol):
     def queue_pairs(self) -> int:
         """How many queue pairs it can serve."""
 
-    def native(self) -> _native.Loopback | _native.Tap:
+    @property
+    def limits(self) -> Limits:
+        """What its kind can do at most."""
+
+    def native(self) -> _native.Backend:
         """The packet end in the data plane, the same object at each call."""
 
     def set_carrier(self, on: bool) -> None:
@@ -29,8 +53,11 @@ class Backend(Protocol):
     def set_offloads(self, features: int) -> None:
         """Take over the negotiated feature word: which offloads the guest accepts on received frames."""
 
+    def set_active_pairs(self, count: int) -> None:
+        """Only the first `count` pairs receive from now on. On return the others get nothing new."""
+
     def close(self) -> None:
         """Give back what it holds; twice does no harm."""
 
 
-__all__ = ["Backend"]
+__all__ = ["MAX_QUEUE_PAIRS", "MAX_TAP_QUEUES", "Backend", "Limits"]

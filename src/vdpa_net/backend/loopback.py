@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from vdpa_net.backend import MAX_QUEUE_PAIRS, Limits
 from vdpa_net.errors import BackendError
 
 if TYPE_CHECKING:
@@ -12,22 +13,27 @@ if TYPE_CHECKING:
 
 
 class Loopback:
-    """Frames come back on the pair that sent them. At most `depth_packets` wait; more are dropped and
-    counted.
+    """Frames come back on the pair that sent them. At most `depth_packets` wait for each pair; more are
+    dropped and counted.
 
-    `carrier` and `features` are what the device set last, for tests and reports.
+    What the driver does not accept on received packets is made good (checksums) or dropped (segmentation
+    offloads). `carrier`, `features` and `active_pairs` are what the device set last, for tests and reports.
     """
 
+    limits: ClassVar[Limits] = Limits(MAX_QUEUE_PAIRS, steers_itself=False, has_network=False)
+
     def __init__(self, queue_pairs: int = 1, depth_packets: int = 1024, *, name: str = "loopback") -> None:
-        if queue_pairs < 1 or depth_packets < 1:
+        if not 1 <= queue_pairs <= MAX_QUEUE_PAIRS or depth_packets < 1:
             raise BackendError(
-                f"loopback takes at least 1 queue pair and 1 packet, got {queue_pairs} and {depth_packets}"
+                f"loopback takes 1 to {MAX_QUEUE_PAIRS} queue pairs and at least 1 packet, "
+                f"got {queue_pairs} and {depth_packets}"
             )
         self.name = name
         self.queue_pairs = queue_pairs
         self.depth_packets = depth_packets
         self.carrier = False
         self.features = 0
+        self.active_pairs = queue_pairs
         self._native: _native.Loopback | None = None
 
     def native(self) -> _native.Loopback:
@@ -44,8 +50,13 @@ class Loopback:
         self.carrier = on
 
     def set_offloads(self, features: int) -> None:
-        """Remember the features; a frame comes back with the header it was sent with."""
+        """Frames come back with the offloads that these features allow."""
         self.features = features
+        self.native().set_offloads(features)
+
+    def set_active_pairs(self, count: int) -> None:
+        """Remember the number; the data plane steers."""
+        self.active_pairs = count
 
     def close(self) -> None:
         """Forget the packet end."""

@@ -15,8 +15,9 @@ import socket
 import struct
 import subprocess
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from vdpa_net.backend import MAX_TAP_QUEUES, Limits
 from vdpa_net.errors import BackendError
 from vdpa_net.wire import virtio_net
 
@@ -31,9 +32,13 @@ VNET_HEADER_BYTES = 12
 TUNSETIFF = 0x400454CA
 TUNSETOFFLOAD = 0x400454D0
 TUNSETVNETHDRSZ = 0x400454D8
+TUNSETQUEUE = 0x400454D9
 TUNSETVNETLE = 0x400454DC
 TUNSETCARRIER = 0x400454E2
 IFF_TAP = 0x0002
+IFF_MULTI_QUEUE = 0x0100
+IFF_ATTACH_QUEUE = 0x0200
+IFF_DETACH_QUEUE = 0x0400
 IFF_NO_PI = 0x1000
 IFF_VNET_HDR = 0x4000
 TUN_F_CSUM = 0x01
@@ -64,31 +69,41 @@ _OFFLOADS = {
 
 
 class Tap:
-    """The back end `tap`: one queue pair, without carrier at first. Raises BackendError.
+    """The back end `tap`: `queues` queue pairs, without carrier at first. Raises BackendError.
 
     `ifname` may hold `%d` for the first free number. `script` is run with the interface's name when it is up,
-    `downscript` before it is closed.
+    `downscript` before it is closed. The kernel gives a frame to the queue on which one of its flow was sent
+    last; queues of pairs that are not active are detached.
     """
 
-    queue_pairs = 1
+    limits: ClassVar[Limits] = Limits(MAX_TAP_QUEUES, steers_itself=True, has_network=True)
 
     def __init__(
-        self, ifname: str = "tap%d", *, script: str | None = None, downscript: str | None = None
+        self,
+        ifname: str = "tap%d",
+        *,
+        queues: int = 1,
+        script: str | None = None,
+        downscript: str | None = None,
     ) -> None:
         _check_name(ifname)
+        if not 1 <= queues <= MAX_TAP_QUEUES:
+            raise BackendError(f"tap {ifname}: a tap has 1 to {MAX_TAP_QUEUES} queues, got {queues}")
+        self.queue_pairs = queues
         self._downscript: str | None = None
         self._native: _native.Tap | None = None
         # Belongs to the namespace that the tap is made in, whichever thread asks about the link later.
         self._control = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._fd = -1
+        self._fds: list[int] = []
         try:
-            self._fd = _open()
-            self.name = _attach(self._fd, ifname)
+            self.name = self._open_queues(ifname, queues)
             self._set(TUNSETVNETHDRSZ, VNET_HEADER_BYTES, "TUNSETVNETHDRSZ")
             self._set(TUNSETVNETLE, 1, "TUNSETVNETLE")
             self.set_offloads(0)
             # Before the interface is up: later, a lost carrier takes effect up to a second late.
             self._set(TUNSETCARRIER, 0, "TUNSETCARRIER")
+            self._active = queues
+            self.set_active_pairs(1)
             _bring_up(self._control, self.name)
             if script:
                 _run(script, self.name)
@@ -102,12 +117,34 @@ class Tap:
         if self._native is None:
             from vdpa_net import _native  # noqa: PLC0415 - the extension loads when a device is made
 
-            self._native = _native.Tap([self._fd])
+            self._native = _native.Tap(self._fds)
         return self._native
 
+    def _open_queues(self, ifname: str, queues: int) -> str:
+        self._fds.append(_open())
+        name = _attach(self._fds[0], ifname, multi_queue=queues > 1)
+        for _ in range(1, queues):
+            self._fds.append(_open())
+            _attach(self._fds[-1], name, multi_queue=True)
+        return name
+
     def fileno(self) -> int:
-        """The tap's file descriptor, for those who poll it."""
-        return self._fd
+        """The file descriptor of the first queue, for those who poll it."""
+        return self._fds[0]
+
+    def set_active_pairs(self, count: int) -> None:
+        """Attach the first `count` queues and detach the others; frames that wait in those are lost."""
+        for queue in range(self._active, count):
+            self._set_queue(queue, IFF_ATTACH_QUEUE)
+        for queue in reversed(range(count, self._active)):
+            self._set_queue(queue, IFF_DETACH_QUEUE)
+
+    def _set_queue(self, queue: int, flag: int) -> None:
+        try:
+            fcntl.ioctl(self._fds[queue], TUNSETQUEUE, _IFREQ.pack(b"", flag))
+        except OSError as error:
+            raise _failed(self.name, f"TUNSETQUEUE {flag:#x} of queue {queue}", error) from error
+        self._active = queue + (flag == IFF_ATTACH_QUEUE)
 
     def set_carrier(self, on: bool) -> None:
         """Plug or pull the cable.
@@ -128,26 +165,25 @@ class Tap:
             flags = sum(flag for bit, flag in _OFFLOADS.items() if features >> bit & 1)
         try:
             # The argument is the value itself, not a pointer to it.
-            fcntl.ioctl(self._fd, TUNSETOFFLOAD, flags)
+            fcntl.ioctl(self._fds[0], TUNSETOFFLOAD, flags)
         except OSError as error:
             raise _failed(self.name, f"TUNSETOFFLOAD {flags:#x}", error) from error
 
     def close(self) -> None:
         """Run `downscript` and let go of the tap; the kernel removes it when the data plane has too."""
-        fd, self._fd = self._fd, -1
+        fds, self._fds = self._fds, []
         self._native = None
         self._control.close()
-        if fd < 0:
-            return
         try:
-            if self._downscript:
+            if self._downscript and fds:
                 _run(self._downscript, self.name)
         finally:
-            os.close(fd)
+            for fd in fds:
+                os.close(fd)
 
     def _set(self, request: int, value: int, what: str) -> None:
         try:
-            fcntl.ioctl(self._fd, request, struct.pack("i", value))
+            fcntl.ioctl(self._fds[0], request, struct.pack("i", value))
         except OSError as error:
             raise _failed(self.name, what, error) from error
 
@@ -209,20 +245,35 @@ def _open() -> int:
         ) from error
 
 
-def _attach(fd: int, ifname: str) -> str:
-    request = bytearray(_IFREQ.pack(ifname.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR))
+def _attach(fd: int, ifname: str, *, multi_queue: bool) -> str:
     try:
-        fcntl.ioctl(fd, TUNSETIFF, request)
+        request = _set_interface(fd, ifname, multi_queue)
     except OSError as error:
         advice = {
             errno.EPERM: "making a tap needs root (CAP_NET_ADMIN in this network namespace), "
             f"or one made for you: ip tuntap add {ifname} mode tap user $USER vnet_hdr",
             errno.EBUSY: "another process uses it",
-            errno.EINVAL: "an interface of this name is no tap, or one of another shape (multi_queue); "
-            "expected a tap without multi_queue",
+            errno.EINVAL: "an interface of this name is no tap"
+            + (", or one of a single queue (make it with multi_queue)" if multi_queue else ""),
+            errno.E2BIG: f"it has {MAX_TAP_QUEUES} queues already",
         }.get(error.errno or 0, "")
         raise _failed(ifname, "TUNSETIFF", error, advice) from error
     return str(_IFREQ.unpack(bytes(request))[0].rstrip(b"\0").decode())
+
+
+def _set_interface(fd: int, ifname: str, multi_queue: bool) -> bytearray:
+    """TUNSETIFF. One queue can be had of a tap of either shape that exists."""
+    shapes = [IFF_MULTI_QUEUE] if multi_queue else [0, IFF_MULTI_QUEUE]
+    for shape in shapes:
+        request = bytearray(_IFREQ.pack(ifname.encode(), IFF_TAP | IFF_NO_PI | IFF_VNET_HDR | shape))
+        try:
+            fcntl.ioctl(fd, TUNSETIFF, request)
+        except OSError as error:
+            if error.errno != errno.EINVAL or shape == shapes[-1]:
+                raise
+        else:
+            break
+    return request
 
 
 def _bring_up(control: socket.socket, ifname: str) -> None:

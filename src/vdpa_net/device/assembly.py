@@ -40,7 +40,7 @@ def make_bars(virtio: VirtioNet, msix: Msix, violations: ViolationLog) -> dict[i
         (function.DEVICE_CFG_OFFSET, virtio_net.DEVICE_CFG, virtio.config),
     ):
         bar.add(offset, function.REGION_BYTES, RegisterBlock(table, file, violations))
-    notify = Notify(len(virtio.queues), virtio.kick, violations)
+    notify = Notify(virtio.queues.total, virtio.kick, violations)
     bar.add(function.NOTIFY_OFFSET, function.NOTIFY_BYTES, notify)
     bars[profile.msix_bar].add(0, msix.bar_size, msix)
     if virtio.lm is not None:

@@ -12,7 +12,13 @@ from typing import Protocol
 from vdpa_net.device.queues import Queue, QueueSet
 from vdpa_net.migration.violations import ViolationLog
 from vdpa_net.wire.layout import Register
-from vdpa_net.wire.virtio_net import FEATURES, QUEUE_SIZE_MAX, feature_names, unmet_requirements
+from vdpa_net.wire.virtio_net import (
+    FEATURES,
+    QUEUE_SIZE_MAX,
+    SERVED_ELSEWHERE,
+    feature_names,
+    unmet_requirements,
+)
 from vdpa_net.wire.virtio_pci import F_VERSION_1, MSI_NO_VECTOR, Status
 
 _WORD = (1 << 32) - 1
@@ -70,7 +76,7 @@ class CommonCfg:
             "device_feature": lambda: self._feature_word(self.offered, "device_feature_select"),
             "driver_feature": lambda: self._feature_word(self.driver_features, "driver_feature_select"),
             "config_msix_vector": lambda: self.config_msix_vector,
-            "num_queues": lambda: len(self.queues),
+            "num_queues": lambda: self.queues.total,
             "device_status": lambda: int(self.status),
             "config_generation": lambda: self.config_generation,
         }
@@ -235,7 +241,7 @@ class CommonCfg:
             self._record("features_not_offered", extra, "2.2.1", ", ".join(feature_names(extra)))
         elif not features >> F_VERSION_1 & 1:
             self._record("no_version_1", features, "6.1", "a modern device needs VERSION_1")
-        elif unmet := unmet_requirements(features):
+        elif unmet := self._unmet(features):
             need = "; ".join(
                 f"{FEATURES[bit]} requires {' or '.join(FEATURES[item] for item in items)}"
                 for bit, items in unmet
@@ -244,6 +250,10 @@ class CommonCfg:
         else:
             return True
         return False
+
+    def _unmet(self, features: int) -> list[tuple[int, tuple[int, ...]]]:
+        passed_on = SERVED_ELSEWHERE if self._queue_stop else 0
+        return [(bit, need) for bit, need in unmet_requirements(features) if not passed_on >> bit & 1]
 
     def _driver_ok(self, value: int) -> None:
         if not self.status & Status.FEATURES_OK:

@@ -6,11 +6,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from vdpa_net.device.active_pairs import ActivePairs
 from vdpa_net.device.net_config import NetConfig, format_mac, is_unicast
+from vdpa_net.errors import BackendError
 from vdpa_net.migration.violations import ViolationLog
 from vdpa_net.wire import virtio_net as net
 
 _COUNT_BYTES = 4
+_PAIRS_BYTES = 2
 _MAC_TABLES = 2
 _OK = bytes([net.CTRL_OK])
 _ERR = bytes([net.CTRL_ERR])
@@ -42,7 +45,14 @@ class ReceiveFilter:
 class ControlQueue:
     """Serves control commands: `handle(command) -> ack`. `features` returns the negotiated feature word."""
 
-    def __init__(self, config: NetConfig, features: Callable[[], int], violations: ViolationLog) -> None:
+    def __init__(
+        self,
+        config: NetConfig,
+        features: Callable[[], int],
+        violations: ViolationLog,
+        pairs: ActivePairs,
+    ) -> None:
+        self._pairs = pairs
         self._config = config
         self._features = features
         self._violations = violations
@@ -51,6 +61,7 @@ class ControlQueue:
             (net.CTRL_RX, net.CTRL_RX_PROMISC): (net.F_CTRL_RX, self._set_promisc),
             (net.CTRL_RX, net.CTRL_RX_ALLMULTI): (net.F_CTRL_RX, self._set_allmulti),
             (net.CTRL_MAC, net.CTRL_MAC_TABLE_SET): (net.F_CTRL_RX, self._set_mac_table),
+            (net.CTRL_MQ, net.CTRL_MQ_VQ_PAIRS_SET): (net.F_MQ, self._set_pairs),
             (net.CTRL_MAC, net.CTRL_MAC_ADDR_SET): (net.F_CTRL_MAC_ADDR, self._set_mac),
         }
 
@@ -71,7 +82,7 @@ class ControlQueue:
             return self._refuse(command, f"needs {net.FEATURES[feature]}, which was not negotiated")
         try:
             act(command[net.CTRL_HEADER.size :])
-        except CommandError as error:
+        except (CommandError, BackendError) as error:
             return self._refuse(command, str(error))
         return _OK
 
@@ -90,6 +101,14 @@ class ControlQueue:
         if len(data) != net.MAC_BYTES or not is_unicast(data):
             raise CommandError(f"MAC_ADDR_SET takes one unicast address, got {data[:32].hex(':')}")
         self._config.mac = data
+
+    def _set_pairs(self, data: bytes) -> None:
+        count = int.from_bytes(data, "little")
+        if len(data) != _PAIRS_BYTES or not 1 <= count <= self._pairs.max_count:
+            raise CommandError(
+                f"VQ_PAIRS_SET takes 16 bits from 1 to {self._pairs.max_count}, got {data[:32].hex(':')}"
+            )
+        self._pairs.command(count)
 
     def _set_mac_table(self, data: bytes) -> None:
         tables = []

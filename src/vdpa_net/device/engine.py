@@ -16,7 +16,7 @@ class Engine:
     """Makers of the data plane's objects; tests give their own."""
 
     space: Callable[[], _native.DmaSpace]
-    plane: Callable[[_native.DmaSpace, _native.Loopback | _native.Tap, int, bool], _native.DataPlane]
+    plane: Callable[[_native.DmaSpace, _native.Backend, int, bool], _native.DataPlane]
 
 
 def native_engine() -> Engine:

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Final
 
 from vdpa_net.device import function
@@ -30,13 +29,11 @@ class Kicks:
         self._options = options
         self._plane = plane
         self._monitor = monitor
-        self._control_bell: int | None = None
-        self._fds = [plane.kick_fd(queue) for queue in range(2 * options.queue_pairs)]
+        self._fds = [plane.kick_fd(queue) for queue in range(options.num_queues)]
         if options.control_queue is not None:
-            # Control commands are served by Python, so their doorbell wakes our thread, not a worker.
-            self._control_bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            monitor.watch(CONTROL_BELL, self._control_bell)
-            self._fds.append(self._control_bell)
+            # Control commands are served by Python, so their doorbell wakes our thread, not a worker. Kicks
+            # of doorbell 2 arrive here too while that is the control queue: the data plane passes them on.
+            monitor.watch(CONTROL_BELL, self._fds[options.control_queue])
 
     def doorbells(self) -> list[Doorbell]:
         """The doorbell of each queue, with the eventfd that does the same as a write to it."""
@@ -66,9 +63,3 @@ class Kicks:
         """The doorbells only, for every queue."""
         for queue in range(len(self._fds)):
             self.set_kick(queue, None)
-
-    def close(self) -> None:
-        """Close what is ours; the net queues' eventfds are the data plane's."""
-        if self._control_bell is not None:
-            os.close(self._control_bell)
-            self._control_bell = None

@@ -47,7 +47,7 @@ class NetConfig:
         self._exists = {
             "mac": True,
             "status": self._offers(virtio_net.F_STATUS),
-            "max_virtqueue_pairs": False,
+            "max_virtqueue_pairs": self._offers(virtio_net.F_MQ),
             "mtu": self._offers(virtio_net.F_MTU),
         }
 

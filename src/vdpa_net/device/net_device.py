@@ -26,7 +26,7 @@ from vdpa_net.device.net_config import parse_mac
 from vdpa_net.device.options import check_options
 from vdpa_net.device.pci import BarAccess
 from vdpa_net.device.virtio_device import VirtioNet
-from vdpa_net.errors import AccessError, BackendError, OptionError, StateError
+from vdpa_net.errors import AccessError, OptionError, StateError
 from vdpa_net.migration.faults import DropDirtyMark, Fault
 from vdpa_net.migration.violations import Violation, ViolationLog
 from vdpa_net.wire import pci
@@ -58,6 +58,7 @@ class NetDevice:
         rx_queue_size: int = 256,
         tx_queue_size: int = 256,
         vectors: int | None = None,
+        mq: bool = False,
         disabled_features: frozenset[str] = frozenset(),
         engine: Engine | None = None,
     ) -> None:
@@ -71,10 +72,10 @@ class NetDevice:
             rx_queue_size=rx_queue_size,
             tx_queue_size=tx_queue_size,
             vectors=vectors,
+            mq=mq,
+            backend_pairs=backend.queue_pairs,
             disabled_features=disabled_features,
         )
-        if backend.queue_pairs < self.options.queue_pairs:
-            raise BackendError(f"{backend.name} serves {backend.queue_pairs} queue pairs, needed is 1")
         engine = engine or native_engine()
         self._lock = threading.RLock()
         self._events = Events()
@@ -294,7 +295,6 @@ class NetDevice:
             self.violations.refresh()
             self._plane.close()
             self._dma.unmap_all()
-            self._kicks.close()
 
     def __enter__(self) -> Self:
         return self

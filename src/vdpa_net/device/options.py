@@ -5,15 +5,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vdpa_net.backend import MAX_QUEUE_PAIRS
 from vdpa_net.device.net_config import parse_mac
 from vdpa_net.errors import OptionError
 from vdpa_net.wire import pci, virtio_net, virtio_pci
 from vdpa_net.wire.lm import Profile, profile_by_name
 
 CONTROL_QUEUE_SIZE = 64
-QUEUE_PAIRS = 1
-"""Multiqueue is not offered, so a driver uses one pair whatever a back end has (virtio 1.3, 5.1.2)."""
-
 _OFFERED = virtio_net.bits(
     (
         virtio_net.F_CSUM,
@@ -51,18 +49,22 @@ class NetOptions:
     tx_queue_size: int
     vectors: int
     features: int
-    queue_pairs: int = QUEUE_PAIRS
+    queue_pairs: int = 1
 
     @property
     def control_queue(self) -> int | None:
-        """Index of the control queue (virtio 1.3, 5.1.2)."""
+        """Index of the control queue with VIRTIO_NET_F_MQ, and of its doorbell (virtio 1.3, 5.1.2)."""
         return 2 * self.queue_pairs if self.features >> virtio_net.F_CTRL_VQ & 1 else None
 
     @property
-    def queue_sizes(self) -> list[int]:
-        """Largest size of each queue."""
+    def num_queues(self) -> int:
+        """How many virtqueues there are at most."""
+        return 2 * self.queue_pairs + (self.control_queue is not None)
+
+    def queue_sizes(self, queue_pairs: int) -> list[int]:
+        """Largest size of each queue where so many pairs can be used."""
         control = [] if self.control_queue is None else [CONTROL_QUEUE_SIZE]
-        return [self.rx_queue_size, self.tx_queue_size] * self.queue_pairs + control
+        return [self.rx_queue_size, self.tx_queue_size] * queue_pairs + control
 
 
 def check_options(
@@ -76,6 +78,8 @@ def check_options(
     rx_queue_size: int,
     tx_queue_size: int,
     vectors: int | None,
+    mq: bool,
+    backend_pairs: int,
     disabled_features: frozenset[str],
 ) -> NetOptions:
     """The options, checked. Raises OptionError, which names the one that is impossible."""
@@ -86,7 +90,11 @@ def check_options(
     for name, size in (("rx_queue_size", rx_queue_size), ("tx_queue_size", tx_queue_size)):
         if size & (size - 1) or not 0 < size <= virtio_net.QUEUE_SIZE_MAX:
             raise OptionError(f"{name} takes a power of 2 up to {virtio_net.QUEUE_SIZE_MAX}, got {size}")
-    default_vectors = 2 * QUEUE_PAIRS + 2
+    # As in QEMU: without mq=on one pair is used, whatever the back end has.
+    queue_pairs = backend_pairs if mq else 1
+    if not 1 <= queue_pairs <= MAX_QUEUE_PAIRS:
+        raise OptionError(f"a device has 1 to {MAX_QUEUE_PAIRS} queue pairs, the back end {backend_pairs}")
+    default_vectors = 2 * queue_pairs + 2
     options = NetOptions(
         mac=parse_mac(mac),
         mtu=mtu,
@@ -96,7 +104,8 @@ def check_options(
         rx_queue_size=rx_queue_size,
         tx_queue_size=tx_queue_size,
         vectors=default_vectors if vectors is None else vectors,
-        features=_offered(iommu_platform, disabled_features),
+        features=_offered(iommu_platform, mq, disabled_features),
+        queue_pairs=queue_pairs,
     )
     _check_profile(options)
     if not 1 <= options.vectors <= pci.MSIX_MAX_VECTORS:
@@ -107,7 +116,7 @@ def check_options(
 
 
 def _check_profile(options: NetOptions) -> None:
-    profile, queues = options.profile, len(options.queue_sizes)
+    profile, queues = options.profile, options.num_queues
     if not options.vdpa:
         return
     if queues > profile.max_queues:
@@ -121,8 +130,8 @@ def _check_profile(options: NetOptions) -> None:
         )
 
 
-def _offered(iommu_platform: bool, disabled_features: frozenset[str]) -> int:
-    features = _OFFERED | (1 << virtio_pci.F_ACCESS_PLATFORM if iommu_platform else 0)
+def _offered(iommu_platform: bool, mq: bool, disabled_features: frozenset[str]) -> int:
+    features = _OFFERED | iommu_platform << virtio_pci.F_ACCESS_PLATFORM | mq << virtio_net.F_MQ
     features &= ~virtio_net.bits(virtio_net.feature_bit(name) for name in disabled_features)
     # A device must not offer a feature without what it requires (2.2.1), so those go too.
     return virtio_net.without_unmet(features)

@@ -59,9 +59,11 @@ class QueueSet:
     def __init__(
         self, plane: DataPlane, space: DmaSpace, max_sizes: list[int], violations: ViolationLog, emit: Emit
     ) -> None:
+        """`max_sizes`: of every queue that the device can have."""
         self._plane = plane
         self._space = space
         self._max_sizes = max_sizes
+        self.total = len(max_sizes)
         self._violations = violations
         self._emit = emit
         self._queues: list[Queue] = [Queue(index, size) for index, size in enumerate(max_sizes)]
@@ -70,6 +72,13 @@ class QueueSet:
 
     def __len__(self) -> int:
         return len(self._queues)
+
+    def lay_out(self, max_sizes: list[int]) -> None:
+        """Have queues of these sizes until the reset: which there are depends on the negotiated features."""
+        self._queues = [
+            queue if queue.max_size == size else Queue(queue.index, size)
+            for queue, size in zip(self._queues, max_sizes, strict=False)
+        ]
 
     def __getitem__(self, index: int) -> Queue:
         return self._queues[index]

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vdpa_net.backend import Backend
+from vdpa_net.device.active_pairs import ActivePairs
 from vdpa_net.device.announce import Announcer
 from vdpa_net.device.common_cfg import CommonCfg
 from vdpa_net.device.control_queue import ControlQueue
@@ -23,6 +24,7 @@ from vdpa_net.device.queues import Emit, Queue, QueueSet, start_error
 from vdpa_net.errors import BackendError, DmaError, StateError, VdpaNetError
 from vdpa_net.migration.lm_block import LmBlock
 from vdpa_net.migration.violations import ViolationLog
+from vdpa_net.wire.virtio_net import F_MQ
 from vdpa_net.wire.virtio_pci import ISR_CONFIG, Status
 
 if TYPE_CHECKING:
@@ -53,8 +55,11 @@ class VirtioNet:
         self._emit = emit
         self._dma_hint = dma_hint
         self._carrier = False
-        self.queues = QueueSet(plane, space, options.queue_sizes, violations, emit)
-        self._calls: list[int | None] = [None] * len(self.queues)
+        self.control_queue = options.control_queue
+        """Index of the control queue with the negotiated features."""
+        self.queues = QueueSet(plane, space, options.queue_sizes(options.queue_pairs), violations, emit)
+        self.pairs = ActivePairs(plane, backend, self.queues, options.queue_pairs)
+        self._calls: list[int | None] = [None] * self.queues.total
         self.isr = IsrStatus()
         self.common = CommonCfg(
             options.features, self.queues, options.vectors, violations, self, queue_stop=options.vdpa
@@ -62,7 +67,7 @@ class VirtioNet:
         self.config = NetConfig(
             options.mac, options.mtu, options.queue_pairs, options.features, self._new_generation
         )
-        self.control = ControlQueue(self.config, lambda: self.common.features, violations)
+        self.control = ControlQueue(self.config, lambda: self.common.features, violations, self.pairs)
         self.lm = (
             LmBlock(options.profile, space, self.queues, violations, emit, set_pairs=self._set_pairs)
             if options.vdpa
@@ -78,11 +83,25 @@ class VirtioNet:
         except BackendError as error:
             return str(error)
         self.queues.features = features
+        self._set_multiqueue(bool(features >> F_MQ & 1))
         return None
+
+    def _set_multiqueue(self, on: bool) -> None:
+        """Without VIRTIO_NET_F_MQ there is one pair, and queue 2 is the control queue (virtio 1.3, 5.1.2)."""
+        self._plane.set_multiqueue(on)
+        queue_pairs = self.options.queue_pairs if on else 1
+        self.queues.lay_out(self.options.queue_sizes(queue_pairs))
+        self.control_queue = None if self.options.control_queue is None else 2 * queue_pairs
+
+    def _has_control_queue(self) -> bool:
+        """Whether the driver can send commands: one that can't says what to serve by enabling it."""
+        return self.control_queue is not None and self.queues[self.control_queue].enabled
 
     def driver_ok(self) -> None:
         """Open the way to the network, then serve every enabled queue."""
         try:
+            if not self._has_control_queue():
+                self.pairs.follow_queues()
             dropped = self._plane.flush_backend()
             self._backend.set_carrier(True)
             self._carrier = True
@@ -98,26 +117,40 @@ class VirtioNet:
     def enable_queue(self, queue: Queue) -> None:
         """The queue may be served from now on, or from DRIVER_OK on."""
         queue.enabled = True
-        if self.common.status & Status.DRIVER_OK and self._start(queue):
+        if not self.common.status & Status.DRIVER_OK:
+            return
+        self._follow_queues()
+        if self._start(queue):
             self._after_restored_start()
 
     def disable_queue(self, queue: Queue) -> None:
         """Stop a queue and keep its state."""
-        if queue.index == self.options.control_queue:
+        if queue.index == self.control_queue:
             self.serve_control_queue()
         self.queues.stop(queue)
         queue.enabled = False
+        self._follow_queues()
+
+    def _follow_queues(self) -> None:
+        if self._has_control_queue():
+            return
+        try:
+            self.pairs.follow_queues()
+        except BackendError as error:
+            self.needs_reset("backend", str(error))
 
     def reset_device(self) -> None:
         """Back to the state of a fresh device, except for the VMM's interrupts and maps. A log barrier."""
         self.announcer.cancel()
         self.queues.reset()
-        self._calls = [None] * len(self.queues)
+        self._set_multiqueue(True)
+        self._calls = [None] * self.queues.total
         if self.lm is not None:
             self.lm.reset()
         else:
             self._space.barrier()
         self._carrier_off()
+        self._one_pair()
         self.common.reset()
         self.config.reset()
         self.control.reset()
@@ -138,14 +171,14 @@ class VirtioNet:
             # With vdpa=on a relayed kick may arrive late, between a stop and the next start; rings are
             # scanned then.
             self._violations.record("notify", "kick_before_driver_ok", queue, "3.1.1")
-        if queue == self.options.control_queue:
+        if queue == self.control_queue:
             self.serve_control_queue()
         else:
             self._plane.kick(queue)
 
     def serve_control_queue(self) -> None:
         """Serve every control command that is available now."""
-        index = self.options.control_queue
+        index = self.control_queue
         if index is None or not self._plane.is_running(index):
             return
         try:
@@ -181,6 +214,11 @@ class VirtioNet:
     def _set_pairs(self, pairs: int) -> bool:
         if pairs > self.options.queue_pairs:
             return False
+        if pairs:
+            try:
+                self.pairs.command(pairs)
+            except BackendError as error:
+                self.needs_reset("backend", str(error))
         self._emit("queue_pairs", {"pairs": pairs})
         return True
 
@@ -191,7 +229,7 @@ class VirtioNet:
         except (DmaError, StateError) as error:
             self._start_failed(queue, error)
             return False
-        if queue.index == self.options.control_queue:
+        if queue.index == self.control_queue:
             self.serve_control_queue()
         return restored
 
@@ -214,6 +252,12 @@ class VirtioNet:
             self._violations.record("backend", "announce_failed", count, "Starting again", str(error))
             info["error"] = str(error)
         self._emit("announced", info)
+
+    def _one_pair(self) -> None:
+        try:
+            self.pairs.reset()
+        except BackendError as error:
+            self._violations.record("backend", "active_pairs", 1, "5.1.6.5.5", str(error))
 
     def _carrier_off(self) -> None:
         if not self._carrier:

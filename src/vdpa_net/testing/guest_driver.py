@@ -26,7 +26,7 @@ from vdpa_net.wire import pci, virtio_net, virtio_pci
 from vdpa_net.wire.virtio_pci import COMMON_CFG, Status
 
 CTRL = 2
-"""Index of the control queue of a device with one queue pair (virtio 1.3, 5.1.2)."""
+"""Index of the control queue of a driver that uses one queue pair (virtio 1.3, 5.1.2)."""
 
 WANTED = virtio_net.bits(
     (
@@ -41,6 +41,7 @@ WANTED = virtio_net.bits(
         virtio_net.F_CTRL_VQ,
         virtio_net.F_CTRL_RX,
         virtio_net.F_CTRL_MAC_ADDR,
+        virtio_net.F_MQ,
     )
 )
 
@@ -71,6 +72,8 @@ class GuestDriver:
         memory: GuestMemory,
         *,
         features: int = WANTED,
+        pairs: int = 1,
+        slots: tuple[int, int] = (192, 64),
         queue_size: int = 256,
         seed: int = 0,
         shapes: Shapes | None = None,
@@ -78,33 +81,40 @@ class GuestDriver:
         region: int = 0,
         timeout_s: float = 10.0,
     ) -> None:
-        """`timeout_s` is how long the device may take to reset or to stop a queue."""
+        """Uses `pairs` queue pairs, each with so many receive and transmit buffers as `slots` says.
+
+        MQ is negotiated for several pairs only. `timeout_s` is how long the device may take to reset or to
+        stop a queue.
+        """
         self.memory = memory
+        self.pairs = pairs
+        self.ctrl = 2 * pairs
         self._timeout_s = timeout_s
         self.features = 0
-        self._wanted = features
+        self._wanted = features if pairs > 1 else features & ~(1 << virtio_net.F_MQ)
         self._shapes = shapes
         self.capabilities: dict[int, Capability] = {}
         self.attach(handle)
         self.rings = [
-            SplitRing.allocate(
-                memory,
-                queue_size if queue != CTRL else 16,
-                first_index=start,
-                region=region,
-            )
-            for queue, start in ((RX, first_index), (TX, first_index), (CTRL, 0))
-        ]
-        self.call_fds = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(4)]
+            SplitRing.allocate(memory, queue_size, first_index=first_index, region=region)
+            for _ in range(2 * pairs)
+        ] + [SplitRing.allocate(memory, 16, region=region)]
+        self.call_fds = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(1 + len(self.rings))]
         self._command = memory.allocate(4096, region=region)
         self._ack = memory.allocate(4096, region=region)
-        self.queues = NetQueues(
-            memory,
-            self.rings[RX],
-            self.rings[TX],
-            seed=seed,
-            region=region,
-        )
+        self.net = [
+            NetQueues(
+                memory,
+                self.rings[2 * pair + RX],
+                self.rings[2 * pair + TX],
+                seed=seed + pair,
+                rx_slots=slots[0],
+                tx_slots=slots[1],
+                region=region,
+            )
+            for pair in range(pairs)
+        ]
+        self.queues = self.net[0]
         self._doorbells: list[tuple[int, int]] = []
 
     # --- registers ------------------------------------------------------------------------------
@@ -188,7 +198,7 @@ class GuestDriver:
         self.write_common("device_status", self.read_common("device_status") | Status.DRIVER_OK)
 
     def _queue_count(self) -> int:
-        return 3 if self._has(virtio_net.F_CTRL_VQ) else 2
+        return 2 * self.pairs + self._has(virtio_net.F_CTRL_VQ)
 
     def _negotiate(self) -> None:
         offered = 0
@@ -206,9 +216,12 @@ class GuestDriver:
         for ring in self.rings:
             ring.event_idx = self._has(virtio_pci.F_EVENT_IDX)
             ring.arm()
-        self.queues.shapes = self._shapes or Shapes(
-            mergeable=self._has(virtio_net.F_MRG_RXBUF), indirect=self._has(virtio_pci.F_INDIRECT_DESC)
-        )
+        if self.pairs > 1 and not self._has(virtio_net.F_MQ):
+            raise PeerError(f"the device does not offer MQ, which {self.pairs} queue pairs need")
+        for queues in self.net:
+            queues.shapes = self._shapes or Shapes(
+                mergeable=self._has(virtio_net.F_MRG_RXBUF), indirect=self._has(virtio_pci.F_INDIRECT_DESC)
+            )
 
     def _has(self, bit: int) -> bool:
         return bool(self.features >> bit & 1)
@@ -262,24 +275,24 @@ class GuestDriver:
 
     # --- packets --------------------------------------------------------------------------------
 
-    def publish(self) -> None:
-        """Make new buffers of both queues available, with a kick where the device wants one."""
-        for queue in (RX, TX):
+    def publish(self, pair: int = 0) -> None:
+        """Make new buffers of both queues of a pair available, with a kick where the device wants one."""
+        for queue in (2 * pair + RX, 2 * pair + TX):
             if self.rings[queue].publish():
                 self.kick(queue)
 
-    def send(self, frames: Iterable[bytes]) -> int:
+    def send(self, frames: Iterable[bytes], pair: int = 0) -> int:
         """Transmit frames while there is room; returns how many. Receive buffers are posted before."""
-        self.queues.post_receive()
+        self.net[pair].post_receive()
         count = 0
         for frame in frames:
-            if not self.queues.transmit(frame):
+            if not self.net[pair].transmit(frame):
                 break
             count += 1
-        self.publish()
+        self.publish(pair)
         return count
 
-    def receive(self, count: int, timeout_s: float = 10.0) -> list[bytes]:
+    def receive(self, count: int, timeout_s: float = 10.0, pair: int = 0) -> list[bytes]:
         """Wait for `count` frames. Raises StateError with the number that came in time.
 
         RARP is not counted: a device that was restored announces itself, and a loopback returns that.
@@ -287,21 +300,22 @@ class GuestDriver:
         frames: list[bytes] = []
         deadline = time.monotonic() + timeout_s
         while len(frames) < count:
-            frames += [frame for frame in self.queues.receive() if frame[12:14] != _RARP]
-            if len(frames) < count and not self.rings[RX].arm():
-                self._wait_for_call(RX, deadline, f"{count} frames, {len(frames)} came")
+            frames += [frame for frame in self.net[pair].receive() if frame[12:14] != _RARP]
+            if len(frames) < count and not self.rings[2 * pair + RX].arm():
+                self._wait_for_call(2 * pair + RX, deadline, f"{count} frames, {len(frames)} came")
         return frames
 
-    def finish_transmit(self, timeout_s: float = 10.0) -> None:
+    def finish_transmit(self, timeout_s: float = 10.0, pair: int = 0) -> None:
         """Wait until every transmitted frame is completed."""
         deadline = time.monotonic() + timeout_s
+        queues, queue = self.net[pair], 2 * pair + TX
         while True:
-            for used in self.rings[TX].reap():
-                self.queues.take_transmit(used)
-            if not self.queues.transmit_posted:
+            for used in self.rings[queue].reap():
+                queues.take_transmit(used)
+            if not queues.transmit_posted:
                 return
-            if not self.rings[TX].arm():
-                self._wait_for_call(TX, deadline, f"{self.queues.transmit_posted} completions")
+            if not self.rings[queue].arm():
+                self._wait_for_call(queue, deadline, f"{queues.transmit_posted} completions")
 
     def _wait_for_call(self, queue: int, deadline: float, what: str) -> None:
         fd = self.call_fds[queue + 1]
@@ -314,17 +328,22 @@ class GuestDriver:
 
     def control(self, command_class: int, command: int, data: bytes = b"", timeout_s: float = 10.0) -> int:
         """Send a control command; its ack (virtio 1.3, 5.1.6.5)."""
-        ring = self.rings[CTRL]
+        ring = self.rings[self.ctrl]
         self.memory.write(self._command, bytes((command_class, command)) + data)
         self.memory.write(self._ack, b"\xff")
         ring.add([Segment(self._command, 2 + len(data)), Segment(self._ack, 1, True)])
         if ring.publish():
-            self.kick(CTRL)
+            self.kick(self.ctrl)
         deadline = time.monotonic() + timeout_s
         while not ring.reap():
             if not ring.arm():
-                self._wait_for_call(CTRL, deadline, "the ack of a control command")
+                self._wait_for_call(self.ctrl, deadline, "the ack of a control command")
         return self.memory.read(self._ack, 1)[0]
+
+    def set_active_pairs(self, count: int) -> int:
+        """VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET; its ack (virtio 1.3, 5.1.6.5.5)."""
+        data = count.to_bytes(2, "little")
+        return self.control(virtio_net.CTRL_MQ, virtio_net.CTRL_MQ_VQ_PAIRS_SET, data)
 
     # --- LM registers ---------------------------------------------------------------------------
 

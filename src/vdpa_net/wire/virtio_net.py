@@ -28,6 +28,7 @@ F_MRG_RXBUF: Final = 15
 F_STATUS: Final = 16
 F_CTRL_VQ: Final = 17
 F_CTRL_RX: Final = 18
+F_MQ: Final = 22
 F_CTRL_MAC_ADDR: Final = 23
 
 FEATURES: Final[Mapping[int, str]] = {
@@ -52,7 +53,7 @@ FEATURES: Final[Mapping[int, str]] = {
     19: "CTRL_VLAN",
     20: "CTRL_RX_EXTRA",
     21: "GUEST_ANNOUNCE",
-    22: "MQ",
+    F_MQ: "MQ",
     F_CTRL_MAC_ADDR: "CTRL_MAC_ADDR",
     _virtio.F_INDIRECT_DESC: "RING_INDIRECT_DESC",
     _virtio.F_EVENT_IDX: "RING_EVENT_IDX",
@@ -100,6 +101,7 @@ REQUIRES: Final[Mapping[int, tuple[int, ...]]] = {
     F_HOST_ECN: (F_HOST_TSO4, F_HOST_TSO6),
     F_CTRL_RX: (F_CTRL_VQ,),
     F_CTRL_MAC_ADDR: (F_CTRL_VQ,),
+    F_MQ: (F_CTRL_VQ,),
 }
 """Feature bits that need one of others (5.1.3.1).
 
@@ -152,6 +154,10 @@ def without_unmet(features: int) -> int:
     return features
 
 
+SERVED_ELSEWHERE: Final = bits((F_MQ,))
+"""Features of the control queue that a vDPA driver passes on without CTRL_VQ: what is in front of it serves
+that queue. A device with `vdpa=on` accepts them alone."""
+
 S_LINK_UP: Final = 1
 _DEVICE_CFG_CLAUSE = "5.1.4.2: the driver MUST NOT write device configuration"
 _RO = Access.RO
@@ -190,6 +196,8 @@ CTRL_RX_ALLMULTI: Final = 1
 CTRL_MAC: Final = 1
 CTRL_MAC_TABLE_SET: Final = 0
 CTRL_MAC_ADDR_SET: Final = 1
+CTRL_MQ: Final = 4
+CTRL_MQ_VQ_PAIRS_SET: Final = 0
 
 MAC_BYTES: Final = 6
 MTU_MIN: Final = 68

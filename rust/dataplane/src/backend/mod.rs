@@ -3,6 +3,8 @@
 //! and a frame.
 
 mod loopback;
+mod null;
+mod steering;
 mod tap;
 
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -11,8 +13,15 @@ use std::sync::Arc;
 use crate::counters::Drop;
 use crate::error::{Error, Result};
 use crate::memory::{Memory, Range};
-use loopback::LoopbackPort;
+use loopback::{Loopback, LoopbackPort};
+use null::NullPort;
+use steering::Steering;
 use tap::TapPort;
+
+pub use null::SourceConfig;
+
+/// As many as 1024 virtqueues allow with a control queue (the doorbells and LM registers are for 1024).
+pub const MAX_QUEUE_PAIRS: u16 = 511;
 
 /// What became of a packet given to a port.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,45 +54,84 @@ pub enum Received {
 #[derive(Clone, Debug)]
 pub struct Backend {
     ports: Vec<Port>,
+    kind: Kind,
+}
+
+/// What the ports of a back end share.
+#[derive(Clone, Debug)]
+enum Kind {
+    Loopback(Arc<Loopback>),
+    Null(Arc<Steering>),
+    Tap,
 }
 
 impl Backend {
     /// What is transmitted on a pair is received on the same pair; each holds at most `depth_packets`.
     pub fn loopback(queue_pairs: usize, depth_packets: usize) -> Result<Self> {
-        if queue_pairs == 0 || depth_packets == 0 {
-            return Err(Error::Backend {
-                errno: libc::EINVAL,
-                message: format!(
-                    "loopback with {queue_pairs} queue pairs of {depth_packets} packets: expected at least 1 of 1"
-                ),
-            });
+        if depth_packets == 0 {
+            return Err(refused(
+                "loopback that holds 0 packets: expected at least 1",
+            ));
         }
-        let ports = (0..queue_pairs)
-            .map(|_| Ok(Port::Loopback(Arc::new(LoopbackPort::new(depth_packets)?))))
-            .collect::<Result<_>>()?;
-        Ok(Self { ports })
+        let count = check_pairs(queue_pairs)?;
+        let shared = Arc::new(Loopback::new(count, depth_packets)?);
+        let port = |pair| Port::Loopback(LoopbackPort::new(pair, Arc::clone(&shared)));
+        Ok(Self {
+            ports: (0..count).map(port).collect(),
+            kind: Kind::Loopback(Arc::clone(&shared)),
+        })
+    }
+
+    /// Everything that is transmitted is gone; with a `source`, packets come.
+    pub fn null(queue_pairs: usize, source: Option<&SourceConfig>) -> Result<Self> {
+        let count = check_pairs(queue_pairs)?;
+        let steering = Arc::new(Steering::new(count));
+        let quiet = NullPort::quiet()?;
+        let port = |pair| {
+            let source = source.map(|config| (config, &steering));
+            let port = NullPort::new(pair, Arc::clone(&quiet), source)?;
+            Ok(Port::Null(Arc::new(port)))
+        };
+        Ok(Self {
+            ports: (0..count).map(port).collect::<Result<_>>()?,
+            kind: Kind::Null(Arc::clone(&steering)),
+        })
     }
 
     /// Packets on open tap queues (or datagram sockets), one per queue pair. They become non-blocking.
     ///
     /// Errors: no fd, or a tap whose virtio-net header is not the one of 12 bytes.
     pub fn tap(fds: Vec<OwnedFd>) -> Result<Self> {
-        if fds.is_empty() {
-            return Err(Error::Backend {
-                errno: libc::EINVAL,
-                message: "tap without file descriptors: expected one per queue pair".into(),
-            });
-        }
+        check_pairs(fds.len())?;
         let ports = fds
             .into_iter()
             .map(|fd| Ok(Port::Tap(Arc::new(TapPort::new(fd)?))))
             .collect::<Result<_>>()?;
-        Ok(Self { ports })
+        Ok(Self {
+            ports,
+            kind: Kind::Tap,
+        })
     }
 
     /// How many queue pairs it serves.
     pub fn queue_pairs(&self) -> usize {
         self.ports.len()
+    }
+
+    /// Let only the first `count` pairs receive from now on. A tap's queues are the kernel's to attach and detach.
+    pub fn set_active_pairs(&self, count: u16) {
+        match &self.kind {
+            Kind::Loopback(shared) => shared.steering.set_active_pairs(count),
+            Kind::Null(steering) => steering.set_active_pairs(count),
+            Kind::Tap => {}
+        }
+    }
+
+    /// What the driver accepts on received packets, as negotiated features. A tap has TUNSETOFFLOAD for it.
+    pub fn set_offloads(&self, features: u64) {
+        if let Kind::Loopback(shared) = &self.kind {
+            shared.set_offloads(features);
+        }
     }
 
     /// The port of a queue pair.
@@ -92,10 +140,35 @@ impl Backend {
     }
 }
 
+fn check_pairs(count: usize) -> Result<u16> {
+    match u16::try_from(count) {
+        Ok(count @ 1..=MAX_QUEUE_PAIRS) => Ok(count),
+        _ => Err(refused(&format!(
+            "back end with {count} queue pairs: expected 1 to {MAX_QUEUE_PAIRS}"
+        ))),
+    }
+}
+
+fn refused(message: &str) -> Error {
+    Error::Backend {
+        errno: libc::EINVAL,
+        message: message.into(),
+    }
+}
+
+/// A resource of the system that a port needs is not to be had.
+fn cant_make(what: &str, error: &std::io::Error) -> Error {
+    Error::Backend {
+        errno: error.raw_os_error().unwrap_or(0),
+        message: format!("no {what}: {error}"),
+    }
+}
+
 /// One queue pair's share of a back end.
 #[derive(Clone, Debug)]
 pub(crate) enum Port {
-    Loopback(Arc<LoopbackPort>),
+    Loopback(LoopbackPort),
+    Null(Arc<NullPort>),
     Tap(Arc<TapPort>),
 }
 
@@ -104,6 +177,7 @@ impl Port {
     pub(crate) fn poll_fd(&self) -> BorrowedFd<'_> {
         match self {
             Self::Loopback(port) => port.poll_fd(),
+            Self::Null(port) => port.poll_fd(),
             Self::Tap(port) => port.poll_fd(),
         }
     }
@@ -112,6 +186,7 @@ impl Port {
     pub(crate) fn send(&self, memory: &Memory<'_>, ranges: &[Range]) -> Result<Sent> {
         match self {
             Self::Loopback(port) => port.send(memory, ranges),
+            Self::Null(port) => port.send(memory, ranges),
             Self::Tap(port) => port.send(memory, ranges),
         }
     }
@@ -119,8 +194,18 @@ impl Port {
     /// Send a packet of our own.
     pub(crate) fn send_bytes(&self, packet: &[u8]) -> Sent {
         match self {
-            Self::Loopback(port) => port.push(packet.to_vec()),
+            Self::Loopback(port) => port.send_bytes(packet),
+            Self::Null(_) => Sent::Done,
             Self::Tap(port) => port.send_bytes(packet),
+        }
+    }
+
+    /// Drop the next packet that waits; false: none does. A source has none waiting, it makes them when asked.
+    pub(crate) fn discard(&self) -> bool {
+        let mut rest = [0; 64];
+        match self {
+            Self::Null(_) => false,
+            _ => matches!(self.receive(&mut rest), Received::Packet(_)),
         }
     }
 
@@ -128,6 +213,7 @@ impl Port {
     pub(crate) fn receive(&self, buffer: &mut [u8]) -> Received {
         match self {
             Self::Loopback(port) => port.receive(buffer),
+            Self::Null(port) => port.receive(buffer),
             Self::Tap(port) => port.receive(buffer),
         }
     }

@@ -149,7 +149,7 @@ impl Control {
     fn refuse(&self, slot: &mut Slot, chain: &Chain) {
         self.queue.counters.dropped(DropReason::TooLong, 1);
         self.queue.record(Violation {
-            queue: i32::from(self.queue.index),
+            queue: i32::from(self.queue.index()),
             kind: "control_length",
             value: chain.readable_len,
             clause: "virtio 1.3 5.1.6.5: struct virtio_net_ctrl",
@@ -168,7 +168,7 @@ impl Control {
         }
         if reply.len() as u64 > command.chain.writable_len {
             self.queue.record(Violation {
-                queue: i32::from(self.queue.index),
+                queue: i32::from(self.queue.index()),
                 kind: "control_reply",
                 value: command.chain.writable_len,
                 clause: "virtio 1.3 5.1.6.5: command-specific-result and ack are device-writable",

@@ -4,6 +4,7 @@
 mod control;
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -23,11 +24,17 @@ pub struct DataPlane {
     space: Arc<DmaSpace>,
     pairs: Vec<Arc<Pair>>,
     control: Option<Control>,
+    backend: Backend,
+    /// Whether VIRTIO_NET_F_MQ holds: it decides what virtqueue 2 is.
+    is_multiqueue: AtomicBool,
     violations: Arc<ViolationLog>,
     event: EventFd,
     /// None once the plane is closed.
     workers: Mutex<Option<Vec<Worker>>>,
 }
+
+/// Index of the control queue of a device with one queue pair (virtio 1.3 5.1.2).
+const CONTROL_QUEUE_OF_ONE_PAIR: u16 = 2;
 
 enum Target<'a> {
     Pair(&'a Pair, Direction),
@@ -57,21 +64,23 @@ impl DataPlane {
         let event = new_eventfd()?;
         violations.set_event(event.try_clone().ok());
         space.violations().set_event(event.try_clone().ok());
-        let pairs = (0..queue_pairs)
-            .map(|number| {
-                let port = backend.port(usize::from(number));
-                let port = port.ok_or_else(|| too_few_ports(backend, queue_pairs))?;
-                Ok(Arc::new(Pair::new(
-                    number,
-                    Arc::clone(&space),
-                    port,
-                    &violations,
-                )?))
-            })
-            .collect::<Result<Vec<_>>>()?;
         let control = has_control_queue
             .then(|| Control::new(2 * queue_pairs, Arc::clone(&space), &violations))
             .transpose()?;
+        let make_pair = |number: u16| {
+            let port = backend.port(usize::from(number));
+            let port = port.ok_or_else(|| too_few_ports(backend, queue_pairs))?;
+            let pair = Pair::new(number, Arc::clone(&space), port, &violations)?;
+            Ok(Arc::new(match &control {
+                Some(control) if pair.rx.index() == CONTROL_QUEUE_OF_ONE_PAIR => {
+                    pair.with_understudy(duplicate(&control.queue().kick)?)
+                }
+                _ => pair,
+            }))
+        };
+        let pairs = (0..queue_pairs)
+            .map(make_pair)
+            .collect::<Result<Vec<_>>>()?;
         let workers = (0..queue_pairs)
             .zip(&pairs)
             .map(|(number, pair)| Worker::spawn(number, Arc::clone(pair)))
@@ -80,27 +89,92 @@ impl DataPlane {
             space,
             pairs,
             control,
+            backend: backend.clone(),
+            is_multiqueue: AtomicBool::new(true),
             violations,
             event,
             workers: Mutex::new(Some(workers)),
         })
     }
 
+    /// The virtqueue of this index, with the negotiated features.
     fn target(&self, index: u16) -> Result<Target<'_>> {
-        let pair = usize::from(index / 2);
-        match (self.pairs.get(pair), &self.control) {
-            (Some(pair), _) if index % 2 == 0 => Ok(Target::Pair(pair, Direction::Receive)),
-            (Some(pair), _) => Ok(Target::Pair(pair, Direction::Transmit)),
-            (None, Some(control)) if control.queue().index == index => Ok(Target::Control(control)),
-            _ => Err(Error::State(format!(
-                "queue {index} does not exist: expected less than {}",
-                self.num_queues()
-            ))),
+        let pairs = self.usable_pairs();
+        self.find(index, pairs).ok_or_else(|| {
+            let count = 2 * pairs.len() + usize::from(self.control.is_some());
+            Error::State(format!(
+                "queue {index} does not exist: expected less than {count}"
+            ))
+        })
+    }
+
+    /// What is behind the doorbell of this index, whatever was negotiated.
+    fn place(&self, index: u16) -> Result<Target<'_>> {
+        self.find(index, &self.pairs)
+            .ok_or_else(|| Error::State(format!("there is no doorbell {index}")))
+    }
+
+    fn find<'a>(&'a self, index: u16, pairs: &'a [Arc<Pair>]) -> Option<Target<'a>> {
+        let number = usize::from(index / 2);
+        match (pairs.get(number), &self.control) {
+            (Some(pair), _) if index % 2 == 0 => Some(Target::Pair(pair, Direction::Receive)),
+            (Some(pair), _) => Some(Target::Pair(pair, Direction::Transmit)),
+            (None, Some(control)) if usize::from(index) == 2 * pairs.len() => {
+                Some(Target::Control(control))
+            }
+            _ => None,
         }
     }
 
-    fn num_queues(&self) -> u16 {
-        2 * self.pairs.len() as u16 + u16::from(self.control.is_some())
+    fn usable_pairs(&self) -> &[Arc<Pair>] {
+        let count = if self.is_multiqueue.load(Ordering::Acquire) {
+            self.pairs.len()
+        } else {
+            1.min(self.pairs.len())
+        };
+        &self.pairs[..count]
+    }
+
+    /// Whether VIRTIO_NET_F_MQ was negotiated (it is so at first). Without it there is one queue pair, and the control
+    /// queue is virtqueue 2, whose doorbell stays the one that was handed out (virtio 1.3 5.1.2).
+    ///
+    /// Errors: a queue runs.
+    pub fn set_multiqueue(&self, is_multiqueue: bool) -> Result<()> {
+        let workers = self.workers.lock();
+        if let Some(queue) = self.queues().find(|queue| queue.is_running()) {
+            return Err(Error::State(format!(
+                "queue {} runs: what the queues are can't change now",
+                queue.index()
+            )));
+        }
+        self.is_multiqueue.store(is_multiqueue, Ordering::Release);
+        let pairs = self.usable_pairs().len();
+        if let Some(control) = &self.control {
+            control.queue().set_index(2 * pairs as u16);
+        }
+        if let Some(second) = self.pairs.get(1) {
+            second.set_understudy(!is_multiqueue);
+        }
+        drop(workers);
+        Ok(())
+    }
+
+    /// Let only the first `count` pairs receive from now on (virtio 1.3 5.1.6.5.5). On return nothing is received on
+    /// the others any more; what had come for them was delivered while buffers lasted.
+    ///
+    /// Errors: 0, or more pairs than there are.
+    pub fn set_active_pairs(&self, count: u16) -> Result<()> {
+        if count == 0 || usize::from(count) > self.pairs.len() {
+            return Err(Error::State(format!(
+                "{count} active queue pairs: expected 1 to {}",
+                self.pairs.len()
+            )));
+        }
+        self.backend.set_active_pairs(count);
+        for (number, pair) in self.pairs.iter().enumerate() {
+            pair.set_active(number < usize::from(count));
+        }
+        Ok(())
     }
 
     fn queues(&self) -> impl Iterator<Item = &Queue> {
@@ -147,12 +221,12 @@ impl DataPlane {
         Ok(self.target(index)?.queue().is_running())
     }
 
-    /// Take kicks from this eventfd besides the queue's own; None: only from its own. Nobody waits for the kicks of
+    /// Take kicks from this eventfd besides the doorbell's own; None: only from its own. Nobody waits for the kicks of
     /// the control queue in here.
     ///
     /// Errors: the fd can't be waited on.
     pub fn set_kick(&self, index: u16, fd: Option<OwnedFd>) -> Result<()> {
-        match self.target(index)? {
+        match self.place(index)? {
             Target::Pair(pair, direction) => pair.set_kick(direction, fd),
             Target::Control(control) => {
                 *control.queue().attached_kick.lock() = fd.map(Signal::new).transpose()?;
@@ -168,9 +242,9 @@ impl DataPlane {
         Ok(())
     }
 
-    /// The queue's own kick eventfd, valid while the plane lives.
+    /// The eventfd that does what this doorbell does, valid while the plane lives.
     pub fn kick_fd(&self, index: u16) -> Result<RawFd> {
-        Ok(self.target(index)?.queue().kick.as_raw_fd())
+        Ok(self.place(index)?.queue().kick.as_raw_fd())
     }
 
     /// Signal this eventfd when used buffers are to be announced. What was due while there was none is raised now.
@@ -238,7 +312,7 @@ impl DataPlane {
     /// The queues that a fault in their ring has stopped.
     pub fn broken_queues(&self) -> Vec<u16> {
         let broken = self.queues().filter(|queue| queue.is_broken());
-        broken.map(|queue| queue.index).collect()
+        broken.map(Queue::index).collect()
     }
 
     /// Stop every queue and end every thread. Nothing can be started afterwards.
@@ -246,9 +320,12 @@ impl DataPlane {
         let Some(workers) = self.workers.lock().take() else {
             return;
         };
-        for index in 0..self.num_queues() {
-            // Every index below num_queues exists.
-            let _ = self.stop_queue(index);
+        for pair in &self.pairs {
+            pair.stop(Direction::Receive);
+            pair.stop(Direction::Transmit);
+        }
+        if let Some(control) = &self.control {
+            control.stop();
         }
         self.space.violations().set_event(None);
         drop(workers);
@@ -259,6 +336,12 @@ impl Drop for DataPlane {
     fn drop(&mut self) {
         self.close();
     }
+}
+
+fn duplicate(eventfd: &EventFd) -> Result<EventFd> {
+    eventfd
+        .try_clone()
+        .map_err(|error| Error::State(format!("no eventfd can be made: {error}")))
 }
 
 fn too_few_ports(backend: &Backend, queue_pairs: u16) -> Error {

@@ -2,6 +2,7 @@
 //! Worker threads: one per queue pair. A worker sleeps while there is nothing to do, works in short batches under
 //! the lock of its pair, and looks at the rings a little longer after work before it asks for kicks again.
 
+mod drain;
 mod events;
 mod pair;
 mod queue;
@@ -149,8 +150,8 @@ impl Run {
     fn handle(&mut self, token: Token, set: EventSet) {
         match token {
             Token::Wake => self.pair.events.drain_wake(),
-            Token::RxKick => count_kicks(&self.pair.rx),
-            Token::TxKick => count_kicks(&self.pair.tx),
+            Token::RxKick => self.kicked(&self.pair.rx, self.pair.rx.kick.read().unwrap_or(0)),
+            Token::TxKick => self.kicked(&self.pair.tx, self.pair.tx.kick.read().unwrap_or(0)),
             Token::RxAttached => self.count_attached_kicks(&self.pair.rx),
             Token::TxAttached => self.count_attached_kicks(&self.pair.tx),
             Token::Port => {
@@ -167,7 +168,7 @@ impl Run {
             return;
         };
         match kick.drain() {
-            Drained::Count(kicks) => queue.counters.kicked(kicks),
+            Drained::Count(kicks) => self.kicked(queue, kicks),
             Drained::Empty => {}
             Drained::Gone => {
                 use std::os::fd::AsRawFd;
@@ -175,8 +176,10 @@ impl Run {
             }
         }
     }
-}
 
-fn count_kicks(queue: &Queue) {
-    queue.counters.kicked(queue.kick.read().unwrap_or(0));
+    fn kicked(&self, queue: &Queue, kicks: u64) {
+        if !self.pair.forward_kick(queue, kicks) {
+            queue.counters.kicked(kicks);
+        }
+    }
 }

@@ -2,19 +2,19 @@
 //! A queue pair: its two queues, its port, and the lock under which batches, starts and stops take turns.
 
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
+use vmm_sys_util::eventfd::EventFd;
 
 use super::events::{Events, Token};
 use super::queue::{Queue, Slot};
 use super::receive::{Ended, Inbox};
 use super::signal::Signal;
 use super::transmit::count_own;
-use crate::backend::{Port, Received, Sent};
-use crate::counters::Drop as DropReason;
+use crate::backend::{Port, Sent};
 use crate::error::{Error, Result};
 use crate::memory::DmaSpace;
 use crate::net::{HEADER_BYTES, MAX_FRAME_BYTES};
@@ -22,11 +22,9 @@ use crate::ring::{Chain, RingConfig, RingState};
 use crate::violation::{Violation, ViolationLog};
 
 /// Descriptor chains served under one guard of the guest's memory and one hold of the lock.
-const BATCH: u16 = 64;
+pub(super) const BATCH: u16 = 64;
 /// How long a stop waits for a back end that takes no packet.
-const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
-/// A back end that is filled faster than it can be flushed must not hold the caller for ever.
-const FLUSH_LIMIT: u64 = 1 << 16;
+pub(super) const DRAIN_TIMEOUT: Duration = Duration::from_millis(100);
 
 /// One of the two queues of a pair.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,13 +41,15 @@ pub(super) struct Side {
 }
 
 #[derive(Debug)]
-struct State {
-    rx: Side,
-    tx: Side,
-    inbox: Inbox,
-    tx_is_blocked: bool,
-    rx_ended: Option<Ended>,
-    port_is_gone: bool,
+pub(super) struct State {
+    pub(super) rx: Side,
+    pub(super) tx: Side,
+    pub(super) inbox: Inbox,
+    pub(super) tx_is_blocked: bool,
+    pub(super) rx_ended: Option<Ended>,
+    /// Whether it may receive (virtio 1.3 5.1.6.5.5).
+    pub(super) is_active: bool,
+    pub(super) port_is_gone: bool,
 }
 
 /// What the worker has to wait for besides kicks.
@@ -70,6 +70,18 @@ pub(crate) struct Pair {
     state: Mutex<State>,
     /// Callers that want the lock: the worker lets them have it after the batch that it is in.
     waiters: AtomicU32,
+    /// The queue whose kicks arrive at our receive queue while that one does not exist.
+    understudy: Option<Understudy>,
+}
+
+/// Virtqueue 2 is the control queue for a driver that did not negotiate VIRTIO_NET_F_MQ (virtio 1.3 5.1.2), but its
+/// doorbell stays the same.
+#[derive(Debug)]
+pub(crate) struct Understudy {
+    /// Signalled in place of the receive queue.
+    pub(crate) kick: EventFd,
+    /// Whether it plays.
+    pub(crate) is_on: AtomicBool,
 }
 
 impl Pair {
@@ -94,10 +106,39 @@ impl Pair {
                 inbox: Inbox::new(),
                 tx_is_blocked: false,
                 rx_ended: None,
+                is_active: true,
                 port_is_gone: false,
             }),
             waiters: AtomicU32::new(0),
+            understudy: None,
         })
+    }
+
+    /// Let another queue's kicks come in by our receive queue, once [`Self::set_understudy`] says so.
+    pub(crate) fn with_understudy(self, kick: EventFd) -> Self {
+        let is_on = AtomicBool::new(false);
+        let understudy = Some(Understudy { kick, is_on });
+        Self { understudy, ..self }
+    }
+
+    pub(crate) fn set_understudy(&self, is_on: bool) {
+        if let Some(understudy) = &self.understudy {
+            understudy.is_on.store(is_on, Ordering::Release);
+        }
+    }
+
+    /// Whether the kicks were those of another queue.
+    pub(super) fn forward_kick(&self, queue: &Queue, kicks: u64) -> bool {
+        let plays = |it: &&Understudy| it.is_on.load(Ordering::Acquire);
+        let forwarded = self.understudy.as_ref().filter(plays);
+        let Some(understudy) = forwarded.filter(|_| std::ptr::eq(queue, &self.rx)) else {
+            return false;
+        };
+        if kicks > 0 {
+            // Only a counter at its maximum makes this fail, and then it is signalled already.
+            let _ = understudy.kick.write(1);
+        }
+        true
     }
 
     pub(crate) fn queue(&self, direction: Direction) -> &Queue {
@@ -107,7 +148,7 @@ impl Pair {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.waiters.fetch_add(1, Ordering::SeqCst);
         let state = self.state.lock();
         self.waiters.fetch_sub(1, Ordering::SeqCst);
@@ -135,21 +176,6 @@ impl Pair {
         Ok(())
     }
 
-    /// Drain, then take the ring out. Runs on the caller's thread: when the lock is his, no batch is in progress, and
-    /// after it the worker finds no ring.
-    pub(crate) fn stop(&self, direction: Direction) -> RingState {
-        let mut state = self.lock();
-        match direction {
-            Direction::Receive => self.drain_receive(&mut state),
-            Direction::Transmit => self.drain_transmit(&mut state),
-        }
-        let (side, queue) = state.side(self, direction);
-        let last = side.slot.stop(queue);
-        drop(state);
-        self.events.wake();
-        last
-    }
-
     pub(crate) fn ring_state(&self, direction: Direction) -> RingState {
         self.lock().side(self, direction).0.slot.state()
     }
@@ -173,21 +199,6 @@ impl Pair {
         // What was signalled on the old fd and not read yet.
         self.events.wake();
         Ok(())
-    }
-
-    /// Drop what the back end has queued; how many packets.
-    pub(crate) fn flush(&self) -> u64 {
-        let mut state = self.lock();
-        let mut flushed = state.inbox.clear();
-        let mut rest = [0; 64];
-        while flushed < FLUSH_LIMIT {
-            match self.port.receive(&mut rest) {
-                Received::Packet(_) => flushed += 1,
-                Received::Empty | Received::Failed(_) => break,
-            }
-        }
-        self.rx.counters.dropped(DropReason::NoBuffer, flushed);
-        flushed
     }
 
     /// Send a frame that no driver sent.
@@ -219,58 +230,16 @@ impl Pair {
         })
     }
 
-    /// Send all chains that are available now.
-    fn drain_transmit(&self, state: &mut State) {
-        let Some(mut left) = self.available(state) else {
-            return;
-        };
-        let deadline = Instant::now() + DRAIN_TIMEOUT;
-        while left > 0 {
-            let Some(done) = self.transmit(&mut state.tx, left.min(BATCH)) else {
-                return;
-            };
-            left -= done.chains;
-            let patience = deadline.saturating_duration_since(Instant::now());
-            if done.is_blocked && !self.events.wait_writable(&self.port, patience) {
-                return;
-            }
-            if !done.is_blocked && done.chains == 0 {
-                return;
-            }
-        }
-    }
-
-    /// None: the transmit queue does not run, or is broken.
-    fn available(&self, state: &mut State) -> Option<u16> {
-        let ring = state.tx.slot.ring.as_deref_mut()?;
-        let result = ring.available(&self.space.lock());
-        result
-            .map_err(|fault| state.tx.slot.break_down(&self.tx, &self.space, fault))
-            .ok()
-    }
-
-    /// Deliver what the back end has, as long as there are buffers.
-    fn drain_receive(&self, state: &mut State) {
-        let Some(ring) = &state.rx.slot.ring else {
-            return;
-        };
-        let mut left = ring.size();
-        while left > 0 {
-            match self.receive(&mut state.rx, &mut state.inbox, left.min(BATCH)) {
-                Some(batch) if batch.ended == Ended::Budget => {
-                    left = left.saturating_sub(batch.packets.max(1));
-                }
-                _ => return,
-            }
-        }
-    }
-
     /// One batch in each direction; whether there was anything to do.
     pub(super) fn step(&self) -> bool {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let sent = self.transmit(&mut state.tx, BATCH);
-        let received = self.receive(&mut state.rx, &mut state.inbox, BATCH);
+        let received = if state.is_active {
+            self.receive(&mut state.rx, &mut state.inbox, BATCH)
+        } else {
+            None
+        };
         state.tx_is_blocked = sent.is_some_and(|sent| sent.is_blocked);
         state.rx_ended = received.map(|received| received.ended);
         if let Some(Ended::BackendGone { errno }) = state.rx_ended {
@@ -332,7 +301,11 @@ impl Pair {
 
     /// The port is in error for good: waiting for it again would be a busy loop.
     pub(super) fn port_failed(&self) {
-        self.lose_port(&mut self.state.lock(), libc::ENODEV);
+        let mut state = self.state.lock();
+        // A detached queue of a tap is always in error; nobody waits for it once its pair is not active.
+        if state.is_active {
+            self.lose_port(&mut state, libc::ENODEV);
+        }
     }
 
     fn lose_port(&self, state: &mut State, errno: i32) {
@@ -340,7 +313,7 @@ impl Pair {
             return;
         }
         self.rx.record(Violation {
-            queue: i32::from(self.rx.index),
+            queue: i32::from(self.rx.index()),
             kind: "backend_gone",
             value: errno.unsigned_abs().into(),
             clause: "",
@@ -350,7 +323,11 @@ impl Pair {
 }
 
 impl State {
-    fn side<'a>(&mut self, pair: &'a Pair, direction: Direction) -> (&mut Side, &'a Queue) {
+    pub(super) fn side<'a>(
+        &mut self,
+        pair: &'a Pair,
+        direction: Direction,
+    ) -> (&mut Side, &'a Queue) {
         match direction {
             Direction::Receive => (&mut self.rx, &pair.rx),
             Direction::Transmit => (&mut self.tx, &pair.tx),

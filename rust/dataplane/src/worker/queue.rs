@@ -2,7 +2,7 @@
 //! One virtqueue as the workers hold it: what anyone may touch at any time ([`Queue`]), and what needs the lock of
 //! its owner ([`Slot`]).
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, Ordering};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -18,7 +18,7 @@ use crate::violation::{Violation, ViolationLog};
 /// The part of a queue that needs no lock, or its own short one.
 #[derive(Debug)]
 pub(crate) struct Queue {
-    pub(crate) index: u16,
+    index: AtomicU16,
     pub(crate) kick: EventFd,
     pub(crate) attached_kick: Mutex<Option<Signal>>,
     pub(crate) call: Call,
@@ -31,7 +31,7 @@ pub(crate) struct Queue {
 impl Queue {
     pub(crate) fn new(index: u16, violations: Arc<ViolationLog>) -> Result<Self> {
         Ok(Self {
-            index,
+            index: AtomicU16::new(index),
             kick: new_eventfd()?,
             attached_kick: Mutex::default(),
             call: Call::default(),
@@ -40,6 +40,15 @@ impl Queue {
             is_broken: AtomicBool::new(false),
             violations,
         })
+    }
+
+    /// The virtqueue that it is now.
+    pub(crate) fn index(&self) -> u16 {
+        self.index.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn set_index(&self, index: u16) {
+        self.index.store(index, Ordering::Relaxed);
     }
 
     pub(crate) fn is_running(&self) -> bool {
@@ -82,7 +91,7 @@ impl Slot {
         if self.ring.is_some() {
             return Err(Error::State(format!(
                 "queue {} runs: stop it before it is started again",
-                queue.index
+                queue.index()
             )));
         }
         let memory = space.lock();
@@ -124,7 +133,7 @@ impl Slot {
         self.publish_what_is_done(queue, space);
         self.take_out(queue);
         queue.is_broken.store(true, Ordering::Release);
-        queue.record(fault.into_violation(queue.index));
+        queue.record(fault.into_violation(queue.index()));
     }
 
     fn take_out(&mut self, queue: &Queue) {
@@ -149,7 +158,7 @@ impl Slot {
 /// runs all the same: a migration that went wrong shows, and harms no more than it has.
 fn check_restored(queue: &Queue, config: &RingConfig, ring: &dyn Ring, memory: &Memory<'_>) {
     if let Err(fault) = ring.check_restored(memory) {
-        queue.record(fault.into_violation(queue.index));
+        queue.record(fault.into_violation(queue.index()));
     }
     let RingState {
         last_avail_idx,
@@ -157,7 +166,7 @@ fn check_restored(queue: &Queue, config: &RingConfig, ring: &dyn Ring, memory: &
     } = config.state;
     if config.features & F_IN_ORDER != 0 && last_avail_idx != used_idx {
         queue.record(Violation {
-            queue: i32::from(queue.index),
+            queue: i32::from(queue.index()),
             kind: "restored_gap",
             value: u64::from(used_idx) << 16 | u64::from(last_avail_idx),
             clause: "virtio 1.3 2.7.9, 2.8.8: with IN_ORDER buffers are used in the order they came in",
