@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """A vDPA network device in user space, with live-migration registers.
 
->>> from vdpa_net import Loopback, NetDevice
->>> device = NetDevice(Loopback(), mac="52:54:00:12:34:56")  # doctest: +SKIP
+    from vdpa_net import NetDevice, Tap, serve
 
-Names are imported when they are first used: a command that needs no device does not pay for one.
+    with NetDevice(Tap("vt0"), mac="52:54:00:12:34:56") as device:
+        serve(device, "/tmp/vdpa.sock")
+
+docs/library.md tells more. Names are imported when they are first used: a command that needs no device does
+not pay for one.
 """
 
 from __future__ import annotations
@@ -15,21 +18,44 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vdpa_net.backend.loopback import Loopback
     from vdpa_net.backend.tap import Tap
+    from vdpa_net.device.access import DROP, Access, Answer
     from vdpa_net.device.net_device import NetDevice
+    from vdpa_net.device.trace import RegisterTrace
     from vdpa_net.errors import VdpaNetError
     from vdpa_net.migration.faults import parse_fault
+    from vdpa_net.migration.violations import Violation
+    from vdpa_net.serving import serve
     from vdpa_net.wire.lm import Profile
 
 __version__ = "0.1.0"
-__all__ = ["Loopback", "NetDevice", "Profile", "Tap", "VdpaNetError", "parse_fault"]
+__all__ = [
+    "DROP",
+    "Access",
+    "Answer",
+    "Loopback",
+    "NetDevice",
+    "Profile",
+    "RegisterTrace",
+    "Tap",
+    "VdpaNetError",
+    "Violation",
+    "parse_fault",
+    "serve",
+]
 
 _HOME = {
+    "Access": "vdpa_net.device.access",
+    "Answer": "vdpa_net.device.access",
+    "DROP": "vdpa_net.device.access",
     "Loopback": "vdpa_net.backend.loopback",
     "NetDevice": "vdpa_net.device.net_device",
     "Profile": "vdpa_net.wire.lm",
+    "RegisterTrace": "vdpa_net.device.trace",
     "Tap": "vdpa_net.backend.tap",
     "VdpaNetError": "vdpa_net.errors",
+    "Violation": "vdpa_net.migration.violations",
     "parse_fault": "vdpa_net.migration.faults",
+    "serve": "vdpa_net.serving",
 }
 
 

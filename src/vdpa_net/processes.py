@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING
 
 from vdpa_net.errors import OptionError
 from vdpa_net.migration.faults import Fault
@@ -30,6 +28,7 @@ from vdpa_net.options import (
     check_pair,
 )
 from vdpa_net.qemu_arguments import attach_help
+from vdpa_net.serving import StopRequest
 
 if TYPE_CHECKING:
     from vdpa_net.backend import Backend
@@ -165,46 +164,6 @@ class EventLog:
         """The events from number `since` on."""
         with self._lock:
             return self._entries[since:]
-
-
-class StopRequest:
-    """Waits for SIGTERM, SIGINT or `request()`. To be used by the main thread."""
-
-    def __init__(self) -> None:
-        self._reader, self._writer = os.pipe()
-        os.set_blocking(self._writer, False)
-        self._before: list[tuple[int, Any]] = []
-        self._wakeup_before = -1
-
-    def request(self) -> None:
-        """Ask the main thread to end, from any thread. A client that asked may find the process gone."""
-        os.write(self._writer, b"\0")
-
-    def wait(self) -> None:
-        """Return when it is time to end; at once if it was before."""
-        # The byte is the signal's number. A handler in Python would not do: the kernel may deliver the signal
-        # to a worker thread, and then nothing interrupts the main thread.
-        while os.read(self._reader, 1)[0] not in (0, signal.SIGTERM, signal.SIGINT):
-            continue
-
-    def __enter__(self) -> Self:
-        self._wakeup_before = signal.set_wakeup_fd(self._writer, warn_on_full_buffer=False)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before.append((number, signal.signal(number, _ignore)))
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for number, handler in self._before:
-            signal.signal(number, handler)
-        signal.set_wakeup_fd(self._wakeup_before)
-        os.close(self._reader)
-        os.close(self._writer)
-
-
-def _ignore(_number: int, _frame: FrameType | None) -> None:
-    """A handler has to be there for the wake-up descriptor to be written to."""
 
 
 def _build_device(stack: contextlib.ExitStack, request: DeviceRequest) -> NetDevice:
