@@ -25,6 +25,7 @@ help:
 	@echo 'make test-all  the same and what takes long: matrices, many rounds, long fuzzing'
 	@echo 'make build     set up .venv, with the command .venv/bin/vdpa-net in it'
 	@echo 'make check     lint, types, formatting, layering'
+	@echo 'make bench   set up everything, then measure the device beside its peers'
 	@echo 'make clean     remove what the other targets made here (the lab image in your cache stays)'
 
 build: .venv/stamp-packages $(AGENT) .venv/stamp-extension
@@ -43,6 +44,14 @@ test: build test-tools lab-image
 test-all: build test-tools lab-image
 	@$(STEP) 'cargo test' cargo test --workspace --exclude vdpa-net-python
 	@$(STEP) --last 'pytest, exhaustive tests included' $(BIN)/pytest $(ARGS)
+
+bench: build bench-peers
+	@scripts/setup lab
+	@$(STEP) 'lab image (built once, kept in the cache)' $(BIN)/vdpa-net lab build
+	@$(STEP) 'bench: the device beside its peers' $(BIN)/vdpa-net bench --quick $(ARGS)
+
+bench-peers:
+	@$(STEP) 'native ends of the bench (Rust)' cargo build --release -p vdpa-net-bench-peers
 
 check: build check-tools
 	@$(STEP) 'ruff check' $(BIN)/ruff check

@@ -10,7 +10,7 @@ import pytest
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 PACKAGE = "vdpa_net"
 
-LAYERS = ("cli", "lab", "driver", "transport", "device", "migration", "backend", "wire")
+LAYERS = ("cli", "bench", "lab", "driver", "transport", "device", "migration", "backend", "wire")
 """From the top down. Modules that lie in the package itself belong to `cli`."""
 
 FOR_ALL = {f"{PACKAGE}.errors", f"{PACKAGE}._native"}

@@ -63,6 +63,7 @@ COMMANDS = Group(
             "migrate",
             "Migrate a guest under traffic between two devices on one bridge; a verdict on its data.",
         ),
+        "bench": Command("bench", "Measure the device beside its peers and its limits, in one run."),
         "lab": Group(
             "The lab: its image, and guests that boot from it.",
             {

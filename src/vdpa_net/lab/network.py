@@ -94,6 +94,17 @@ class LabNetwork:
         """Set an interface up or down."""
         self._set(interface, state="up" if up else "down")
 
+    def make_tap(self, interface: str) -> None:
+        """Make a tap that stays without a process, with room for a virtio-net header."""
+        try:
+            self._netlink.link("add", ifname=interface, kind="tuntap", mode="tap", vnet_hdr=True)
+        except NetlinkError as error:
+            raise LabError(f"the tap {interface} can't be made: {error}") from error
+
+    def set_queue_length(self, interface: str, frames: int) -> None:
+        """How many frames wait for the reader of a tap."""
+        self._set(interface, txqlen=frames)
+
     def add_neighbour(self, address: str, mac: str) -> None:
         """Fix a link address, so that no question about it gets lost while a guest stands still."""
         try:

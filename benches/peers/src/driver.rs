@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The driver's side of a virtqueue: one descriptor a packet, buffers that stay where they are.
+
+use std::rc::Rc;
+use std::sync::atomic::{fence, Ordering};
+
+use vhost::VringConfigData;
+use vmm_sys_util::eventfd::EventFd;
+
+use crate::error::{Error, Result};
+use crate::memory::Memory;
+use crate::packed::PackedRing;
+use crate::split::SplitRing;
+
+/// Which way the packets of a queue go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Direction {
+    /// The device fills the buffers.
+    Receive,
+    /// The device reads the buffers.
+    Transmit,
+}
+
+/// What both ring formats do.
+pub trait Ring {
+    /// Make up to `count` buffers that the device gave back available again; how many.
+    fn post(&mut self, count: u16) -> u16;
+    /// Take what the device gave back; how many buffers.
+    fn reap(&mut self) -> u16;
+    /// Whether the device wants a kick for what was posted last.
+    fn wants_kick(&self) -> bool;
+    /// Addresses as the vhost-user front end hands them over (user addresses).
+    fn config(&self) -> VringConfigData;
+    /// last_avail_idx of a new ring, as SET_VRING_BASE codes it.
+    fn base(&self) -> u16;
+}
+
+/// A queue with its eventfds.
+pub struct Queue {
+    ring: Box<dyn Ring>,
+    kick: EventFd,
+    call: EventFd,
+    /// Buffers that went to the device and came back.
+    pub frames: u64,
+}
+
+/// What a queue is made of.
+pub struct QueueShape {
+    /// Descriptors.
+    pub size: u16,
+    /// Whether the ring is packed.
+    pub is_packed: bool,
+    /// Bytes of each buffer.
+    pub buffer_bytes: usize,
+}
+
+/// Place of the buffers, one for each descriptor.
+pub struct Buffers {
+    /// Offset of the first.
+    pub start: u64,
+    /// Bytes from one to the next.
+    pub stride: u64,
+    /// Bytes that the device is told.
+    pub bytes: u32,
+    /// VIRTQ_DESC_F_WRITE, or 0.
+    pub flags: u16,
+}
+
+impl Queue {
+    /// A queue in `memory`; every transmit buffer holds `packet`.
+    pub fn new(
+        memory: &Rc<Memory>,
+        shape: &QueueShape,
+        direction: Direction,
+        packet: &[u8],
+    ) -> Result<Self> {
+        let stride = shape.buffer_bytes.next_multiple_of(64);
+        let start = memory.allocate(stride * usize::from(shape.size), 4096)?;
+        let (bytes, flags) = match direction {
+            Direction::Receive => (shape.buffer_bytes, 2),
+            Direction::Transmit => (packet.len(), 0),
+        };
+        if direction == Direction::Transmit {
+            for index in 0..u64::from(shape.size) {
+                memory.write(start + index * stride as u64, packet);
+            }
+        }
+        let buffers = Buffers {
+            start,
+            stride: stride as u64,
+            bytes: bytes as u32,
+            flags,
+        };
+        let areas = Areas::new(memory, shape)?;
+        let memory = Rc::clone(memory);
+        let ring: Box<dyn Ring> = if shape.is_packed {
+            Box::new(PackedRing::new(memory, areas, shape.size, buffers))
+        } else {
+            Box::new(SplitRing::new(memory, areas, shape.size, buffers))
+        };
+        let eventfd = || EventFd::new(libc::EFD_NONBLOCK).map_err(Error::system("eventfd"));
+        Ok(Self {
+            ring,
+            kick: eventfd()?,
+            call: eventfd()?,
+            frames: 0,
+        })
+    }
+
+    /// For the one who describes it to the back end.
+    pub fn parts(&self) -> (VringConfigData, u16, &EventFd, &EventFd) {
+        (self.ring.config(), self.ring.base(), &self.kick, &self.call)
+    }
+
+    /// Offer every buffer that is ours.
+    pub fn fill(&mut self) {
+        if self.ring.post(u16::MAX) > 0 {
+            // The device looks for work, then for kicks to ask for; we post, then look what it asked for (2.7.10).
+            fence(Ordering::SeqCst);
+            if self.ring.wants_kick() {
+                let _ = self.kick.write(1);
+            }
+        }
+    }
+
+    /// Take what came back and keep it; how many.
+    pub fn collect(&mut self) -> u16 {
+        let count = self.ring.reap();
+        self.frames += u64::from(count);
+        count
+    }
+
+    /// Take what came back and offer it again; how many.
+    pub fn turn(&mut self) -> u16 {
+        let count = self.collect();
+        if count > 0 {
+            self.fill();
+        }
+        count
+    }
+}
+
+/// Offsets of the three areas of a ring.
+pub struct Areas {
+    /// Descriptor area.
+    pub desc: u64,
+    /// Driver area.
+    pub driver: u64,
+    /// Device area.
+    pub device: u64,
+}
+
+impl Areas {
+    fn new(memory: &Memory, shape: &QueueShape) -> Result<Self> {
+        let size = usize::from(shape.size);
+        let (driver, device) = if shape.is_packed {
+            (4, 4)
+        } else {
+            (6 + 2 * size, 6 + 8 * size)
+        };
+        Ok(Self {
+            desc: memory.allocate(16 * size, 4096)?,
+            driver: memory.allocate(driver, 64)?,
+            device: memory.allocate(device, 4096)?,
+        })
+    }
+
+    /// As SET_VRING_ADDR tells them.
+    pub fn config(&self, memory: &Memory, size: u16) -> VringConfigData {
+        VringConfigData {
+            queue_max_size: size,
+            queue_size: size,
+            flags: 0,
+            desc_table_addr: memory.address(self.desc),
+            used_ring_addr: memory.address(self.device),
+            avail_ring_addr: memory.address(self.driver),
+            log_addr: None,
+        }
+    }
+}

@@ -1,0 +1,201 @@
+// SPDX-License-Identifier: Apache-2.0
+//! A vhost-user front end that does nothing but drive the rings of a net device as fast as it can.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use serde_json::Value;
+use vhost::vhost_user::message::VhostUserVirtioFeatures;
+
+use crate::arguments::Arguments;
+use crate::clock::Clock;
+use crate::driver::{Direction, Queue, QueueShape};
+use crate::error::{Error, Result};
+use crate::flood::Flood;
+use crate::memory::Memory;
+use crate::packet;
+use crate::session::Session;
+
+const F_VERSION_1: u64 = 1 << 32;
+const F_RING_PACKED: u64 = 1 << 34;
+const F_MRG_RXBUF: u64 = 1 << 15;
+const GSO_FEATURES: u64 = 1 | 1 << 11;
+const RECEIVE_BUFFER_BYTES: usize = 2048 - 64;
+/// A full look at the rings between two looks at the clock.
+const TURNS: u32 = 64;
+const PAUSE: Duration = Duration::from_micros(20);
+const WARM_UP_SECONDS: f64 = 0.1;
+
+struct Options {
+    socket: String,
+    direction: String,
+    bytes: usize,
+    seconds: f64,
+    is_packed: bool,
+    is_gso: bool,
+    is_logging: bool,
+    is_gentle: bool,
+    hugepages: bool,
+    pairs: usize,
+    size: u16,
+    burst: Option<String>,
+}
+
+impl Options {
+    fn parse(arguments: &mut Arguments) -> Result<Self> {
+        let options = Self {
+            socket: arguments.text("socket")?,
+            direction: arguments.text("direction")?,
+            bytes: arguments.number("bytes")?,
+            seconds: arguments.number("seconds")?,
+            is_packed: arguments.text_or("ring", "split") == "packed",
+            is_gso: arguments.switch("gso"),
+            is_logging: arguments.switch("log"),
+            is_gentle: arguments.switch("gentle"),
+            hugepages: arguments.switch("hugepages"),
+            pairs: arguments.number_or("pairs", 1)?,
+            size: arguments.number_or("size", 256)?,
+            burst: Some(arguments.text_or("burst", "")).filter(|name| !name.is_empty()),
+        };
+        arguments.end()?;
+        if !["tx", "rx", "both"].contains(&options.direction.as_str()) {
+            return Err(Error::Usage(format!(
+                "--direction {}: expected tx, rx or both",
+                options.direction
+            )));
+        }
+        Ok(options)
+    }
+
+    fn features(&self) -> u64 {
+        let mut features = F_VERSION_1 | F_MRG_RXBUF;
+        features |= VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+        features |= if self.is_packed { F_RING_PACKED } else { 0 };
+        features |= if self.is_gso { GSO_FEATURES } else { 0 };
+        features
+    }
+
+    fn packet(&self) -> Vec<u8> {
+        if self.is_gso {
+            packet::gso(self.bytes)
+        } else {
+            packet::plain(self.bytes)
+        }
+    }
+
+    fn is_driven(&self, index: usize) -> bool {
+        match self.direction.as_str() {
+            "rx" => index % 2 == 0,
+            "tx" => index % 2 == 1,
+            _ => true,
+        }
+    }
+}
+
+/// `front-end`.
+pub fn run(arguments: &mut Arguments) -> Result<Value> {
+    let options = Options::parse(arguments)?;
+    let packet = options.packet();
+    let buffer_bytes = packet.len().max(RECEIVE_BUFFER_BYTES);
+    let ring_bytes = usize::from(options.size) * 40 + 16384;
+    let per_queue = buffer_bytes.next_multiple_of(64) * usize::from(options.size) + ring_bytes;
+    let memory = Rc::new(Memory::new(
+        2 * options.pairs * per_queue,
+        options.hugepages,
+    )?);
+    let shape = QueueShape {
+        size: options.size,
+        is_packed: options.is_packed,
+        buffer_bytes,
+    };
+    let mut session = Session::connect(&options.socket, 2 * options.pairs)?;
+    let mut queues = make_queues(&memory, &shape, &packet, options.pairs)?;
+    session.start(options.features(), &memory, &queues, options.is_logging)?;
+    let sample = match &options.burst {
+        Some(interface) => burst(&options, &mut queues, interface)?,
+        None => drive(&options, &mut queues),
+    };
+    session.stop()?;
+    Ok(sample)
+}
+
+fn make_queues(
+    memory: &Rc<Memory>,
+    shape: &QueueShape,
+    packet: &[u8],
+    pairs: usize,
+) -> Result<Vec<Queue>> {
+    (0..2 * pairs)
+        .map(|index| match index % 2 {
+            0 => Queue::new(memory, shape, Direction::Receive, packet),
+            _ => Queue::new(memory, shape, Direction::Transmit, packet),
+        })
+        .collect()
+}
+
+/// Turn the rings until the time is over.
+fn drive(options: &Options, queues: &mut [Queue]) -> Value {
+    let mut driven: Vec<&mut Queue> = queues
+        .iter_mut()
+        .enumerate()
+        .filter(|(index, _)| options.is_driven(*index))
+        .map(|(_, queue)| queue)
+        .collect();
+    driven.iter_mut().for_each(|queue| queue.fill());
+    turn_for(WARM_UP_SECONDS, options, &mut driven);
+    let before: u64 = driven.iter().map(|queue| queue.frames).sum();
+    let clock = turn_for(options.seconds, options, &mut driven);
+    let after: u64 = driven.iter().map(|queue| queue.frames).sum();
+    clock.report(after - before)
+}
+
+fn turn_for(seconds: f64, options: &Options, queues: &mut [&mut Queue]) -> Clock {
+    let clock = Clock::start(seconds);
+    while !clock.is_over() {
+        for _ in 0..TURNS {
+            let mut worked = 0;
+            for queue in &mut *queues {
+                worked += queue.turn();
+            }
+            match worked {
+                // The device may want this processor, too.
+                0 if options.is_gentle => std::thread::sleep(PAUSE),
+                0 => std::hint::spin_loop(),
+                _ => {}
+            }
+        }
+    }
+    clock
+}
+
+/// Fill the queue of the tap while no buffer is offered, then measure how fast the device empties it.
+fn burst(options: &Options, queues: &mut [Queue], interface: &str) -> Result<Value> {
+    const FRAMES: usize = 8192;
+    let flood = Flood::new(interface, options.bytes)?;
+    let receive = &mut queues[0];
+    let (mut frames, mut seconds) = (0, 0.0);
+    while seconds < options.seconds {
+        flood.fill(FRAMES);
+        // What went into the buffers that were on offer already is not measured.
+        receive.collect();
+        let before = receive.frames;
+        let started = std::time::Instant::now();
+        let mut last = started;
+        receive.fill();
+        while last.elapsed().as_millis() < 5 {
+            if receive.turn() > 0 {
+                last = std::time::Instant::now();
+            }
+        }
+        seconds += (last - started).as_secs_f64();
+        frames += receive.frames - before;
+        if receive.frames == before {
+            return Err(Error::Peer(format!("no frame comes through {interface}")));
+        }
+    }
+    Ok(serde_json::json!({
+        "frames": frames,
+        "seconds": seconds,
+        "frames_per_s": frames as f64 / seconds,
+    }))
+}

@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The native ends of `vdpa-net bench`. Each subcommand runs one sample and prints one line of JSON.
+//!
+//! ```text
+//! tap-write  --tap NAME --bytes N --seconds S --method write|writev|io_uring [--gso]
+//! tap-read   --tap NAME --bytes N --frames N --seconds S
+//! front-end  --socket PATH --direction tx|rx|both --bytes N --seconds S [--ring split|packed]
+//!            [--pairs N] [--size N] [--log] [--gso] [--hugepages] [--gentle] [--burst INTERFACE]
+//! flood      --interface NAME --bytes N --seconds S
+//! ```
+
+mod arguments;
+mod clock;
+mod driver;
+mod error;
+mod flood;
+mod front_end;
+mod memory;
+mod packed;
+mod packet;
+mod session;
+mod split;
+mod tap;
+mod tap_read;
+mod tap_write;
+
+use std::process::ExitCode;
+
+use arguments::Arguments;
+use error::Result;
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(report) => {
+            println!("{report}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("vdpa-net-bench-peers: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<serde_json::Value> {
+    let mut arguments = Arguments::from_env()?;
+    match arguments.command()?.as_str() {
+        "tap-write" => tap_write::run(&mut arguments),
+        "tap-read" => tap_read::run(&mut arguments),
+        "front-end" => front_end::run(&mut arguments),
+        "flood" => flood::run(&mut arguments),
+        other => Err(error::Error::Usage(format!(
+            "unknown command {other:?}: expected tap-write, tap-read, front-end or flood"
+        ))),
+    }
+}

@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A case: contestants that do the same work in turns, and the ratios that are wanted of their medians."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from vdpa_net.errors import LabError
+
+SUBJECT = "vdpa-net"
+
+Take = Callable[[], float]
+"""Take one sample, in the unit of the case."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A ratio of the subject's median to that of another contestant: `at_least` or `at_most` so much."""
+
+    versus: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def holds(self, ratio: float) -> bool:
+        """Whether a ratio is what was wanted."""
+        above = self.at_least is None or ratio >= self.at_least
+        return above and (self.at_most is None or ratio <= self.at_most)
+
+    def __str__(self) -> str:
+        if self.at_least is not None:
+            return f">= {self.at_least:g} of {self.versus}"
+        return f"<= {self.at_most:g} of {self.versus}"
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A limit in the unit of the case, where the goal is absolute."""
+
+    at_most: float
+
+    def holds(self, value: float) -> bool:
+        """Whether a median keeps to it."""
+        return value <= self.at_most
+
+    def __str__(self) -> str:
+        return f"<= {self.at_most:g}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured. `key` names it in the JSON result; contestants are in the order of their turns.
+
+    `subject` is the contestant that the goals are about.
+    """
+
+    key: str
+    title: str
+    unit: str
+    contestants: Mapping[str, Take]
+    goals: tuple[Goal, ...] = ()
+    bound: Bound | None = None
+    subject: str = SUBJECT
+
+
+@dataclass
+class Series:
+    """The samples of one contestant."""
+
+    samples: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """The middle of the samples."""
+        return statistics.median(self.samples)
+
+    def to_json(self) -> dict[str, object]:
+        """Median, extremes and all samples."""
+        return {
+            "median": self.median,
+            "min": min(self.samples),
+            "max": max(self.samples),
+            "samples": self.samples,
+        }
+
+
+@dataclass
+class CaseResult:
+    """A case that was run."""
+
+    case: Case
+    series: dict[str, Series]
+
+    def ratio(self, versus: str) -> float:
+        """The subject's median by another's. Raises LabError where the other did nothing."""
+        other = self.series[versus].median
+        if other == 0:
+            raise LabError(f"{self.case.key}: {versus} measured 0 {self.case.unit}; expected more")
+        return self.series[self.case.subject].median / other
+
+    def ratios(self) -> dict[str, float]:
+        """The subject's median by that of each other contestant."""
+        return {name: self.ratio(name) for name in self.series if name != self.case.subject}
+
+    def missed(self) -> list[str]:
+        """The goals that do not hold, in words."""
+        words = [
+            f"{self.ratio(goal.versus):.2f}, goal {goal}"
+            for goal in self.case.goals
+            if not goal.holds(self.ratio(goal.versus))
+        ]
+        if self.case.bound and not self.case.bound.holds(self.series[self.case.subject].median):
+            median = self.series[self.case.subject].median
+            words.append(f"{median:.3g} {self.case.unit}, goal {self.case.bound}")
+        return words
+
+    def to_json(self) -> dict[str, object]:
+        """Everything, for --json."""
+        return {
+            "key": self.case.key,
+            "title": self.case.title,
+            "unit": self.case.unit,
+            "subject": self.case.subject,
+            "series": {name: series.to_json() for name, series in self.series.items()},
+            "ratios": self.ratios(),
+            "goals": [str(goal) for goal in self.case.goals],
+            "bound": None if self.case.bound is None else str(self.case.bound),
+            "missed": self.missed(),
+        }
+
+
+def run_case(case: Case, rounds: int) -> CaseResult:
+    """Let the contestants take turns. Raises LabError where a sample can't be taken."""
+    series = {name: Series() for name in case.contestants}
+    for _ in range(rounds):
+        for name, take in case.contestants.items():
+            series[name].samples.append(take())
+    return CaseResult(case, series)

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The native ends of the bench: bare tap loops and a front end that drives rings (benches/peers)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from vdpa_net.errors import LabError, MissingTool
+
+NAME = "vdpa-net-bench-peers"
+VARIABLE = "VDPA_NET_BENCH_PEERS"
+FRONT_END_CPU = 0
+DEVICE_CPU = 1
+GRACE_SECONDS = 30
+
+
+def find() -> Path:
+    """The program: $VDPA_NET_BENCH_PEERS, one in PATH, or the one that `make bench` builds in a checkout.
+
+    Raises MissingTool.
+    """
+    built = Path(__file__).parents[3] / "target/release" / NAME
+    for candidate in (os.environ.get(VARIABLE), shutil.which(NAME), built):
+        if candidate and Path(candidate).is_file():
+            return Path(candidate)
+    raise MissingTool(f"{NAME} is not there; `make bench` in a checkout builds it, or set {VARIABLE}")
+
+
+class Peers:
+    """Runs one sample at a time on the front end's processor."""
+
+    def __init__(self, seconds: float) -> None:
+        self._program = find()
+        self._seconds = seconds
+
+    def sample(self, command: str, **options: object) -> dict[str, Any]:
+        """Run one; True as a value makes a switch. Raises LabError with its complaint."""
+        words = [str(self._program), command, "--seconds", str(self._seconds)]
+        for name, value in options.items():
+            if value is True:
+                words.append(f"--{name}")
+            elif value is not False and value is not None:
+                words += [f"--{name}", str(value)]
+        try:
+            done = subprocess.run(
+                ["taskset", "-c", str(FRONT_END_CPU), *words],
+                capture_output=True,
+                text=True,
+                timeout=10 * self._seconds + GRACE_SECONDS,
+                check=False,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise LabError(f"{' '.join(words)}: {error}") from error
+        if done.returncode != 0:
+            raise LabError(f"{' '.join(words)}: {done.stderr.strip()}")
+        return dict(json.loads(done.stdout))
+
+    def mega_frames(self, command: str, **options: object) -> float:
+        """Frames of one sample, in millions a second."""
+        return float(self.sample(command, **options)["frames_per_s"]) / 1e6

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run of the bench: set up what a group of cases needs, measure it, take it down."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from vdpa_net.bench import host
+from vdpa_net.bench.case import Case, CaseResult, run_case
+from vdpa_net.bench.control import control_cases
+from vdpa_net.bench.native import Peers
+from vdpa_net.bench.report import Report
+from vdpa_net.bench.rings import ring_cases
+from vdpa_net.bench.taps import tap_cases
+from vdpa_net.errors import OptionError
+from vdpa_net.lab import image
+from vdpa_net.lab.network import LabNetwork, enter_private_network
+from vdpa_net.lab.progress import ProgressCallback, shown_on
+
+Group = Callable[[], AbstractContextManager[list[Case]]]
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure. `groups` are names of GROUPS, empty for all; `only` is a part of the keys wanted."""
+
+    quick: bool = False
+    groups: tuple[str, ...] = ()
+    only: str = ""
+    json_path: Path | None = None
+    plot_directory: Path | None = None
+    cache: Path | None = None
+
+    @property
+    def rounds(self) -> int:
+        """Samples of each contestant."""
+        return 3 if self.quick else 9
+
+    @property
+    def seconds(self) -> float:
+        """Length of a sample."""
+        return 0.4 if self.quick else 1.0
+
+
+GROUPS = ("tap", "ring", "control")
+
+
+def run_bench(options: BenchOptions, console: Console) -> Report:
+    """Measure, print the table, write what was asked for.
+
+    Moves this process into a private network. Raises MissingTool for a peer that is not there, LabError for a
+    sample that can't be taken, OptionError for an unknown group.
+    """
+    unknown = set(options.groups) - set(GROUPS)
+    if unknown:
+        raise OptionError(f"--group {min(unknown)}: expected one of {', '.join(GROUPS)}")
+    machine = host.describe()
+    enter_private_network()
+    with tempfile.TemporaryDirectory(prefix="vdpa-net-bench-") as directory, shown_on(console) as progress:
+        results = _run_groups(options, Path(directory), progress)
+    report = Report(machine, options.rounds, options.seconds, results)
+    console.print(report.table())
+    if options.json_path:
+        options.json_path.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+    if options.plot_directory:
+        from vdpa_net.bench.plot import draw  # noqa: PLC0415
+
+        for path in draw(report, options.plot_directory):
+            console.print(f"picture: {path}", highlight=False)
+    return report
+
+
+def _run_groups(options: BenchOptions, directory: Path, progress: ProgressCallback) -> list[CaseResult]:
+    built = image.require(options.cache)
+    peers = Peers(options.seconds)
+    results: list[CaseResult] = []
+    with ExitStack() as stack:
+        network = stack.enter_context(LabNetwork())
+        groups: dict[str, Group] = {
+            "tap": lambda: tap_cases(peers, built, directory, network),
+            "ring": lambda: ring_cases(peers, built, directory),
+            "control": lambda: control_cases(directory, quick=options.quick),
+        }
+        for name in options.groups or GROUPS:
+            progress(f"setting up: {name}", None)
+            with groups[name]() as cases:
+                wanted = [case for case in cases if options.only in case.key]
+                for number, case in enumerate(wanted):
+                    progress(case.title, number / len(wanted))
+                    results.append(run_case(case, options.rounds))
+    return results

@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vdpa-net bench`: the device beside its peers and its limits, in one run."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from vdpa_net.cli import options
+
+DETAILS = """\
+Contestants take turns; a case tells medians, extremes and ratios. Goals that are missed are told in the table
+and by --strict in the exit code. Needs root, the lab image (vdpa-net lab build) and the native ends
+(make bench in a checkout)."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument("--quick", action="store_true", help="fewer and shorter samples: a few minutes")
+    parser.add_argument(
+        "--group", action="append", default=[], metavar="NAME", help="only this group of cases (repeatable)"
+    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose key has this in it")
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="draw pictures of the ratios there")
+    parser.add_argument("--strict", action="store_true", help="exit with 1 if a goal is missed")
+    options.add_json(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0, or with --strict 1 if a goal is missed."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from vdpa_net.bench.run import BenchOptions, run_bench  # noqa: PLC0415
+
+    asked = BenchOptions(
+        quick=arguments.quick,
+        groups=tuple(arguments.group),
+        only=arguments.only,
+        json_path=arguments.json,
+        plot_directory=arguments.plot,
+    )
+    report = run_bench(asked, Console())
+    return 1 if arguments.strict and report.missed else 0
