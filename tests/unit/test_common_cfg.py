@@ -90,7 +90,7 @@ def test_driver_ok_without_features_ok_starts_nothing(rig: FakeRig) -> None:
     rig.set_up_queue(0)
     rig.set_common("device_status", 7)
     assert rig.common("device_status") == 3
-    assert rig.kinds() == ["driver_ok_without_features_ok"]
+    assert rig.kinds() == ["status_out_of_order"]
     assert not rig.plane.running
 
 
@@ -131,7 +131,17 @@ def test_enabled_queue_does_not_take_a_new_setup(rig: FakeRig) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["device_feature", "num_queues", "config_generation", "queue_notify_off", "queue_reset"]
+    "name",
+    [
+        "device_feature",
+        "num_queues",
+        "config_generation",
+        "queue_notify_off",
+        "queue_notif_config_data",
+        "queue_reset",
+        "admin_queue_index",
+        "admin_queue_num",
+    ],
 )
 def test_write_to_a_register_that_is_the_devices_own_is_recorded(rig: FakeRig, name: str) -> None:
     before = rig.common(name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from vdpa_net.device import status
 from vdpa_net.device.queues import Queue, QueueSet
 from vdpa_net.migration.violations import ViolationLog
 from vdpa_net.wire.layout import Register
@@ -22,7 +23,6 @@ from vdpa_net.wire.virtio_net import (
 from vdpa_net.wire.virtio_pci import F_VERSION_1, MSI_NO_VECTOR, Status
 
 _WORD = (1 << 32) - 1
-_DRIVER_BITS = Status.ACKNOWLEDGE | Status.DRIVER | Status.DRIVER_OK | Status.FEATURES_OK | Status.FAILED
 _QUEUE_FIELDS = {"queue_desc": "desc", "queue_driver": "driver", "queue_device": "device"}
 
 
@@ -136,7 +136,8 @@ class CommonCfg:
             "queue_driver": queue.driver,
             "queue_device": queue.device,
         }
-        # queue_notif_config_data and queue_reset exist only with features that are not offered yet.
+        # queue_notif_config_data and queue_reset exist only with features of their own, the admin queues
+        # (4.1.4.3.1) with ADMIN_VQ: without those they read 0.
         return values.get(name, 0)
 
     def _selected(self) -> Queue | None:
@@ -217,23 +218,29 @@ class CommonCfg:
         if value == 0:
             self._controller.reset_device()
             return
-        wanted = Status(value & _DRIVER_BITS)
-        if cleared := self.status & _DRIVER_BITS & ~wanted:
-            self._record("status_bits_cleared", value, "2.1.1", f"still set: {cleared!r}")
-        new = wanted & ~self.status
-        self.status |= wanted & ~(Status.FEATURES_OK | Status.DRIVER_OK)
-        if new & Status.FEATURES_OK:
-            self._features_ok()
-        if new & Status.DRIVER_OK:
-            self._driver_ok(value)
+        for fault in status.faults(self.status, value):
+            self._record(fault.kind, value, fault.clause, fault.detail)
+        for step in status.new_steps(self.status, value):
+            self._take(step, value)
 
-    def _features_ok(self) -> None:
-        if self._features_valid():
-            reason = self._controller.features_ok(self.driver_features)
-            if reason is None:
-                self.status |= Status.FEATURES_OK
-            else:
-                self._record("features_refused", self.driver_features, "2.2.2", reason)
+    def _take(self, step: status.Step, value: int) -> None:
+        if fault := status.out_of_order(step, self.status):
+            self._record(fault.kind, value, fault.clause, fault.detail)
+            if step.device_decides:
+                return
+        if step.bit == Status.FEATURES_OK and not self._features_ok():
+            return
+        self.status |= step.bit
+        if step.bit == Status.DRIVER_OK:
+            self._controller.driver_ok()
+
+    def _features_ok(self) -> bool:
+        if not self._features_valid():
+            return False
+        reason = self._controller.features_ok(self.driver_features)
+        if reason is not None:
+            self._record("features_refused", self.driver_features, "2.2.2", reason)
+        return reason is None
 
     def _features_valid(self) -> bool:
         features = self.driver_features
@@ -254,10 +261,3 @@ class CommonCfg:
     def _unmet(self, features: int) -> list[tuple[int, tuple[int, ...]]]:
         passed_on = SERVED_ELSEWHERE if self._queue_stop else 0
         return [(bit, need) for bit, need in unmet_requirements(features) if not passed_on >> bit & 1]
-
-    def _driver_ok(self, value: int) -> None:
-        if not self.status & Status.FEATURES_OK:
-            self._record("driver_ok_without_features_ok", value, "3.1.1")
-            return
-        self.status |= Status.DRIVER_OK
-        self._controller.driver_ok()
