@@ -36,6 +36,7 @@ class ViolationLog:
 
     def __init__(self, pull: Callable[[], Iterable[Violation]] | None = None) -> None:
         self._lock = threading.Lock()
+        self._pulling = threading.Lock()
         self._entries: list[Violation] = []
         self._kinds: Counter[str] = Counter()
         self._pull = pull
@@ -74,19 +75,31 @@ class ViolationLog:
             return dict(self._kinds)
 
     def refresh(self) -> None:
-        """Take over what was recorded elsewhere."""
-        if self._pull is not None:
-            for violation in self._pull():
-                self._add(violation)
+        """Take over what was recorded elsewhere. On return it is here, whichever thread took it."""
+        if self._pull is None:
+            return
+        # A violation that another thread has pulled and not yet kept must not be missed by this one.
+        with self._pulling:
+            pulled = list(self._pull())
+            for violation in pulled:
+                self._keep(violation)
+        self._tell(pulled)
 
     def as_json(self) -> list[dict[str, object]]:
         """The kept entries as plain dictionaries."""
         return [asdict(entry) for entry in self.entries]
 
     def _add(self, violation: Violation) -> None:
+        self._keep(violation)
+        self._tell([violation])
+
+    def _keep(self, violation: Violation) -> None:
         with self._lock:
             self._kinds[violation.what] += 1
             if len(self._entries) < KEPT_ENTRIES:
                 self._entries.append(violation)
-        for listener in self._listeners:
-            listener(violation)
+
+    def _tell(self, violations: Iterable[Violation]) -> None:
+        for violation in violations:
+            for listener in self._listeners:
+                listener(violation)
