@@ -70,10 +70,6 @@ class DmaSpace:
     def barrier(self) -> None:
         """Return when every mark of every earlier write has been made."""
 
-    def set_mark_fault(self, rate: float, seed: int) -> None:
-        """Fault: never mark this share (0..1) of the pages, which the seed decides; each mark that is dropped
-        counts as `marks_dropped_by_fault`."""
-
     def record_marks(self, on: bool) -> None:
         """Keep a copy of every bit set in a log from the next start on (survives a change of log)."""
 
@@ -197,6 +193,15 @@ class DataPlane:
     def queue_counters(self, index: int) -> dict[str, int]:
         """packets, bytes, kicks, interrupts, chains and drops_<reason>, since creation. TX: drops_bad_header,
         drops_too_long, drops_backend. RX: drops_no_buffer, drops_too_long."""
+
+    def install_fault(self, name: str, queue: int, value: float, seed: int) -> None:
+        """Make this data plane faulty from now on (`vdpa_net.migration.faults.PlaneFault`). Queue is -1 for
+        the faults of the dirty log. `value` is a share for drop-dirty-mark, bytes for log-end, the number of
+        the element (from 1) for duplicate-used, how many for lost-kick and lost-irq. Raises StateError if
+        there is no such fault or queue."""
+
+    def fault_counts(self) -> dict[tuple[str, int], int]:
+        """How often each installed fault fired, by name and queue."""
 
     def event_fd(self) -> int:
         """Borrowed eventfd that is signalled when a violation was recorded or a queue broke."""

@@ -31,7 +31,6 @@ class FakeSpace:
         self.calls: list[str] = []
         self.log: tuple[int, int] | None = None
         self.violations: list[Any] = []
-        self.mark_fault: tuple[float, int] | None = None
 
     def map(self, iova: int, size: int, fd: int, offset: int, readable: bool, writable: bool) -> None:
         self.maps[iova] = bytearray(size)
@@ -83,9 +82,6 @@ class FakeSpace:
     def barrier(self) -> None:
         self.calls.append("barrier")
 
-    def set_mark_fault(self, rate: float, seed: int) -> None:
-        self.mark_fault = (rate, seed)
-
     def log_counters(self) -> dict[str, int]:
         return {"marks": 0, "marks_dropped_by_fault": 7}
 
@@ -116,6 +112,13 @@ class FakePlane:
         self._kicks = [os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) for _ in range(2 * queue_pairs + 1)]
         self.multiqueue = True
         self.fail_start: Exception | None = None
+        self.faults: list[tuple[str, int, float, int]] = []
+
+    def install_fault(self, name: str, queue: int, value: float, seed: int) -> None:
+        self.faults.append((name, queue, value, seed))
+
+    def fault_counts(self) -> dict[tuple[str, int], int]:
+        return {(name, queue): 7 for name, queue, *_ in self.faults}
 
     def start_queue(
         self,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The LM registers on a fake data plane, and the faults."""
+"""The LM registers on a fake data plane."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from vdpa_net import _native
 from vdpa_net.errors import OptionError
-from vdpa_net.migration.faults import DropDirtyMark, RingState, parse_fault
 from vdpa_net.wire.lm import VDPA, Profile, pack_ring_state, ring_state_name, unpack_ring_state
 
 CTRL, BASE, END, RING_STATE = 0x4000, 0x4010, 0x4018, 0x4020
@@ -120,69 +119,6 @@ def test_reset_keeps_the_order_queues_then_barrier_then_log(rig: FakeRig) -> Non
     rig.set_common("device_status", 0)
     order = [call for call in rig.backend.calls if call in ("barrier", "stop_log") or call[0] == "stop"]
     assert order == [("stop", 0), ("stop", 1), ("stop", 2), "barrier", "stop_log"]
-
-
-def test_fault_ring_state_shifts_what_is_read_after_a_stop(rig: FakeRig) -> None:
-    rig.device.install_fault(parse_fault("ring-state=vq1:+3"))
-    rig.start()
-    rig.plane.snapshot[1] = (7, 7)
-    rig.plane.final = {0: (9, 9), 1: (0xFFFE, 0xFFFE)}
-    assert rig.read(RING_STATE + 4, 4) == 0x0007_0007, "a running queue reads true"
-    for queue in (0, 1):
-        rig.set_common("queue_select", queue)
-        rig.set_common("queue_enable", 0)
-    assert rig.device.snapshot()["faults"] == {"ring-state=vq1:+3": 0}
-    assert rig.read(RING_STATE, 4) == 0x0009_0009
-    assert rig.read(RING_STATE + 4, 4) == 0xFFFE_0001
-    assert rig.device.snapshot()["faults"] == {"ring-state=vq1:+3": 1}
-    rig.write(RING_STATE + 4, 4, 0x0002_0002)
-    assert rig.read(RING_STATE + 4, 4) == 0x0002_0002, "a state that the driver wrote reads true"
-
-
-def test_fault_drop_dirty_mark_reaches_the_space_and_is_counted(rig: FakeRig) -> None:
-    rig.device.install_fault(parse_fault("drop-dirty-mark=0.2", seed=5))
-    assert rig.space.mark_fault == (0.2, 5)
-    assert rig.device.snapshot()["faults"] == {"drop-dirty-mark=0.2": 7}
-
-
-def test_fault_for_a_queue_that_is_not_there_is_refused(rig: FakeRig) -> None:
-    with pytest.raises(OptionError, match="queue below 3"):
-        rig.device.install_fault(RingState(3, 1))
-
-
-@pytest.mark.parametrize(
-    ("text", "fault"),
-    [
-        ("drop-dirty-mark=1", DropDirtyMark(1.0)),
-        ("ring-state=vq0:-1", RingState(0, -1)),
-        ("ring-state=vq12:+3", RingState(12, 3)),
-    ],
-)
-def test_fault_is_read_from_its_command_line_form(text: str, fault: object) -> None:
-    assert parse_fault(text) == fault
-    assert str(fault) == text
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "drop",
-        "drop-dirty-mark",
-        "drop-dirty-mark=x",
-        "drop-dirty-mark=0",
-        "drop-dirty-mark=1.1",
-        "drop-dirty-mark=nan",
-        "ring-state=vq1",
-        "ring-state=1:+3",
-        "ring-state=vq1:3",
-        "ring-state=vq1:+0",
-        "ring-state=vq1:+65536",
-    ],
-)
-def test_text_that_is_no_fault_is_refused(text: str) -> None:
-    with pytest.raises(OptionError):
-        parse_fault(text)
 
 
 def test_native_violations_are_taken_over_with_their_evidence(rig: FakeRig) -> None:

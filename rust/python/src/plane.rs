@@ -172,6 +172,24 @@ impl DataPlane {
             .into_py_dict(py)
     }
 
+    fn install_fault(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        queue: i32,
+        value: f64,
+        seed: u64,
+    ) -> PyResult<()> {
+        self.detached(py, |plane| plane.install_fault(name, queue, value, seed))
+    }
+
+    fn fault_counts<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        py.detach(|| self.plane.fault_counts())
+            .into_iter()
+            .map(|(name, queue, count)| ((name, queue), count))
+            .into_py_dict(py)
+    }
+
     fn event_fd(&self) -> i32 {
         self.plane.event_fd()
     }

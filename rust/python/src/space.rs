@@ -141,13 +141,6 @@ impl DmaSpace {
         })
     }
 
-    fn set_mark_fault(&self, py: Python<'_>, rate: f64, seed: u64) -> PyResult<()> {
-        self.detached(py, |space| {
-            space.set_mark_fault(rate, seed);
-            Ok(())
-        })
-    }
-
     fn record_marks(&self, py: Python<'_>, on: bool) -> PyResult<()> {
         self.detached(py, |space| {
             space.record_marks(on);

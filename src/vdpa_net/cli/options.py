@@ -88,7 +88,7 @@ def add_faults(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="FAULT",
-        help="make the device faulty: drop-dirty-mark=RATE or ring-state=vqN:+K; may be repeated",
+        help="make the device faulty, as in drop-dirty-mark=0.2 (docs/faults.md has all); may be repeated",
     )
 
 

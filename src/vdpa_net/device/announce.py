@@ -30,7 +30,8 @@ def rarp_frame(mac: bytes) -> bytes:
 class Announcer:
     """Sends a frame on a schedule from a thread of its own.
 
-    `report(count, error)` is called after each frame.
+    `report(count, error)` is called after each frame. The fault `no-announce` sets `is_mute`: announcements
+    are then counted in `times_mute` instead.
     """
 
     def __init__(
@@ -45,10 +46,15 @@ class Announcer:
         self._lock = threading.Lock()
         self._cancel = threading.Event()
         self._cancel.set()
+        self.is_mute = False
+        self.times_mute = 0
 
     def start(self, mac: bytes) -> None:
         """Announce this station; an announcement under way begins anew."""
         self.cancel()
+        if self.is_mute:
+            self.times_mute += 1
+            return
         self._cancel = threading.Event()
         threading.Thread(
             target=self._run, args=(rarp_frame(mac), self._cancel), name="announce", daemon=True

@@ -18,6 +18,7 @@ from vdpa_net.device.assembly import make_bars, make_config
 from vdpa_net.device.dma import DmaMaps
 from vdpa_net.device.engine import Engine, native_engine
 from vdpa_net.device.events import EventCallback, Events
+from vdpa_net.device.faults import InstalledFaults
 from vdpa_net.device.function import Doorbell, RegionInfo, Window
 from vdpa_net.device.kicks import Kicks
 from vdpa_net.device.monitor import Monitor
@@ -26,8 +27,8 @@ from vdpa_net.device.net_config import parse_mac
 from vdpa_net.device.options import check_options
 from vdpa_net.device.pci import BarAccess
 from vdpa_net.device.virtio_device import VirtioNet
-from vdpa_net.errors import AccessError, OptionError, StateError
-from vdpa_net.migration.faults import DropDirtyMark, Fault
+from vdpa_net.errors import AccessError, StateError
+from vdpa_net.migration.faults import Fault
 from vdpa_net.migration.violations import Violation, ViolationLog
 from vdpa_net.wire import pci
 from vdpa_net.wire.lm import Profile
@@ -80,7 +81,6 @@ class NetDevice:
         self._lock = threading.RLock()
         self._events = Events()
         self._hooks = AccessHooks(self._places)
-        self._faults: list[Fault] = []
         self._closed = False
         self.backend = backend
         self.num_vectors = self.options.vectors
@@ -101,6 +101,7 @@ class NetDevice:
             emit=self._events.emit,
             dma_hint=self._dma.hint,
         )
+        self._faults = InstalledFaults(self._virtio, self._plane, self._events.listen)
         self._bars = make_bars(self._virtio, self._msix, self.violations)
         self._config = make_config(
             self.options,
@@ -233,13 +234,12 @@ class NetDevice:
     def install_fault(self, fault: Fault) -> None:
         """Make the device faulty from now on (resets do not mend it). Raises OptionError if it can't be."""
         with self._lock:
-            if isinstance(fault, DropDirtyMark):
-                self.space.set_mark_fault(fault.rate, fault.seed)
-            elif self._virtio.lm is None or fault.queue >= len(self._virtio.queues):
-                raise OptionError(f"{fault}: needs vdpa=on and a queue below {len(self._virtio.queues)}")
-            else:
-                self._virtio.lm.fault = fault
-            self._faults.append(fault)
+            self._faults.install(fault)
+
+    def fault_counts(self) -> dict[str, int]:
+        """How often each installed fault fired, by its command-line form."""
+        with self._lock:
+            return self._faults.counts()
 
     def announce(self, mac: str | None = None) -> None:
         """Announce a station on the network with RARP frames: `mac`, or the device's own.
@@ -260,7 +260,7 @@ class NetDevice:
                 self.space,
                 ats_enabled=None if ats_enabled is None else bool(ats_enabled),
                 dma_maps=self._dma.count,
-                faults=self._faults,
+                faults=self._faults.counts(),
                 violations=self.violations,
             )
 

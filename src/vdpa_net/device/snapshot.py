@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vdpa_net.device.net_config import format_mac
 from vdpa_net.device.queues import Queue
 from vdpa_net.device.virtio_device import VirtioNet
-from vdpa_net.migration.faults import Fault, RingState
 from vdpa_net.migration.violations import ViolationLog
 from vdpa_net.wire.lm import unpack_ring_state
 from vdpa_net.wire.virtio_net import feature_names
@@ -26,12 +25,11 @@ def take(
     *,
     dma_maps: int,
     ats_enabled: bool | None,
-    faults: Sequence[Fault],
+    faults: Mapping[str, int],
     violations: ViolationLog,
 ) -> dict[str, object]:
     """The snapshot. The caller holds the device's lock; no worker is disturbed."""
     common = virtio.common
-    log = space.log_counters()
     return {
         "profile": virtio.options.profile.name,
         "vdpa": virtio.options.vdpa,
@@ -47,8 +45,8 @@ def take(
         "ats": None if ats_enabled is None else {"enabled": ats_enabled},
         "lm": None if virtio.lm is None else virtio.lm.registers(),
         "logging": virtio.lm is not None and virtio.lm.logging,
-        "log": log,
-        "faults": {str(fault): _fired(fault, virtio, log) for fault in faults},
+        "log": space.log_counters(),
+        "faults": dict(faults),
         "violation_count": violations.count,
         "violation_kinds": violations.kinds,
         "violations": violations.as_json(),
@@ -70,9 +68,3 @@ def _queue(virtio: VirtioNet, plane: DataPlane, queue: Queue) -> dict[str, objec
         "used_idx": used_idx,
         "counters": plane.queue_counters(queue.index),
     }
-
-
-def _fired(fault: Fault, virtio: VirtioNet, log: dict[str, int]) -> int:
-    if isinstance(fault, RingState):
-        return 0 if virtio.lm is None else virtio.lm.faults_fired
-    return log.get("marks_dropped_by_fault", 0)

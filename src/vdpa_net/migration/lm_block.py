@@ -11,17 +11,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 from vdpa_net.errors import DmaError
-from vdpa_net.migration.faults import RingState
+from vdpa_net.migration.register_faults import RegisterFault
 from vdpa_net.migration.violations import ViolationLog
 from vdpa_net.wire.layout import Register
-from vdpa_net.wire.lm import (
-    LOGGING_CTRL_MASK,
-    PAIRS,
-    Profile,
-    pack_ring_state,
-    ring_state_name,
-    unpack_ring_state,
-)
+from vdpa_net.wire.lm import LOGGING_CTRL_MASK, PAIRS, Profile, ring_state_name
 
 if TYPE_CHECKING:
     from vdpa_net._native import DmaSpace
@@ -72,8 +65,7 @@ class LmBlock:
         self._violations = violations
         self._emit = emit
         self._set_pairs = set_pairs
-        self.fault: RingState | None = None
-        self.faults_fired = 0
+        self.faults: list[RegisterFault] = []
         self._queue_of = {ring_state_name(queue): queue for queue in range(profile.max_queues)}
         self._values = {
             register.name: register.reset for register in profile.registers if self._is_plain(register)
@@ -104,9 +96,7 @@ class LmBlock:
             return self._values[register.name]
         if queue >= len(self._queues):
             return 0
-        if self._fault_hits(queue):
-            self.faults_fired += 1
-        return self._ring_state(queue)
+        return self._ring_state(queue, is_driver=True)
 
     def store(self, register: Register, value: int, written: int) -> None:
         """Act on a write; `value` is the whole register, `written` masks the bits that the access covered."""
@@ -134,15 +124,15 @@ class LmBlock:
         states = {ring_state_name(queue): self._ring_state(queue) for queue in range(len(self._queues))}
         return {**self._values, **states}
 
-    def _fault_hits(self, queue: int) -> bool:
-        return self.fault is not None and self.fault.queue == queue and self._queues.has_stopped(queue)
-
-    def _ring_state(self, queue: int) -> int:
+    def _ring_state(self, queue: int, *, is_driver: bool = False) -> int:
         value = self._queues.ring_state(queue)
-        if self.fault is None or not self._fault_hits(queue):
+        if not self.faults or not self._queues.has_stopped(queue):
             return value
-        last_avail_idx, used_idx = unpack_ring_state(value)
-        return pack_ring_state(last_avail_idx + self.fault.delta, used_idx)
+        for fault in self.faults:
+            shown = fault.show(queue, value)
+            fault.fired += is_driver and shown != value
+            value = shown
+        return value
 
     def _store_ring_state(self, queue: int, register: Register, value: int, written: int) -> None:
         avail_alone = self.profile.used_idx_from_ring and not written & _USED_HALF

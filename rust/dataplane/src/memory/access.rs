@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 
 use parking_lot::RwLockReadGuard;
 
+use super::fault::Subject;
 use super::intervals::Interval;
 use super::log::{BatchCounts, LogState};
 use super::raw::HostBytes;
@@ -100,10 +101,10 @@ impl Memory<'_> {
         Ok(u16::from_le(self.word(iova, false)?.load_u16()))
     }
 
-    /// Write a little-endian 16-bit word, atomically; release; then mark. Its address must be even.
+    /// Write a little-endian 16-bit word of a ring, atomically; release; then mark. Its address must be even.
     pub fn store_u16(&self, iova: u64, value: u16) -> Result<()> {
         self.word(iova, true)?.store_u16(value.to_le());
-        self.mark(Range { iova, len: 2 });
+        self.mark_as(Subject::Ring, Range { iova, len: 2 });
         Ok(())
     }
 
@@ -127,10 +128,19 @@ impl Memory<'_> {
 
     /// Copy `buf` to guest memory, all of it or nothing; then mark.
     pub fn write_from(&self, iova: u64, buf: &[u8]) -> Result<()> {
+        self.write_as(Subject::Data, iova, buf)
+    }
+
+    /// Write an entry of a ring, all of it or nothing; then mark.
+    pub fn write_entry(&self, iova: u64, entry: &[u8]) -> Result<()> {
+        self.write_as(Subject::Ring, iova, entry)
+    }
+
+    fn write_as(&self, subject: Subject, iova: u64, buf: &[u8]) -> Result<()> {
         let range = Range::new(iova, buf.len() as u64);
         self.check(range, true)?;
         self.store(range, buf)?;
-        self.mark(range);
+        self.mark_as(subject, range);
         Ok(())
     }
 
@@ -207,6 +217,11 @@ impl Memory<'_> {
         let byte = span.writable.then(|| self.bytes(&span, iova, 1))?;
         let offset = byte.address() - span.start.as_ptr() as usize;
         Some((span.first + offset as u64, byte))
+    }
+
+    /// Whether a log runs.
+    pub fn is_logging(&self) -> bool {
+        self.inner.log.active.is_some()
     }
 
     pub(super) fn log_state(&self) -> &LogState {

@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The state of the dirty log: its range, the copy of what was marked, the fault that drops marks, the counters.
+//! The state of the dirty log: its range, the copy of what was marked, the counters.
 //!
 //! Page p is IOVA >> 12; its bit is bit p % 8 (least significant first) of byte p / 8 of the log.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering};
 
+use super::fault::MarkFaults;
 use crate::error::{Error, Result};
 
 /// The copy of the marks takes at most this many bytes: guest addresses up to 8 TiB.
@@ -22,7 +23,7 @@ pub struct LogCounters {
     pub log_overflow: u64,
     /// Marks lost because the log's memory had been unmapped.
     pub log_unmapped: u64,
-    /// Marks that the fault dropped.
+    /// Marks that faults dropped.
     pub marks_dropped_by_fault: u64,
 }
 
@@ -124,52 +125,11 @@ impl MarkRecord {
     }
 }
 
-/// The fault: a share of the pages is never marked. Which ones, the seed alone decides: neither the timing of the
-/// workers nor how often a page is written changes it, so a run can be repeated, and no later mark of the same page
-/// heals what the fault did.
-#[derive(Debug)]
-pub(super) struct MarkFault {
-    /// A page whose number draws less is not marked; 2^64 is all of them.
-    threshold: u128,
-    seed: u64,
-}
-
-impl MarkFault {
-    /// None if the rate is 0 (or not a number): no fault.
-    pub(super) fn new(rate: f64, seed: u64) -> Option<Self> {
-        const ALL: f64 = 18_446_744_073_709_551_616.0;
-        (rate > 0.0).then(|| Self {
-            threshold: (rate.min(1.0) * ALL) as u128,
-            seed,
-        })
-    }
-
-    /// What is left of a mask of marks in byte `byte` of the log.
-    pub(super) fn filter(&self, byte: u64, mask: u8) -> u8 {
-        (0..8)
-            .filter(|bit| mask & (1 << bit) != 0 && !self.drops(byte * 8 + bit))
-            .fold(0, |kept, bit| kept | 1 << bit)
-    }
-
-    fn drops(&self, page: u64) -> bool {
-        u128::from(splitmix64(self.seed, page)) < self.threshold
-    }
-}
-
-/// Number `index` of the SplitMix64 sequence of this seed (Steele, Lea, Flood 2014).
-fn splitmix64(seed: u64, index: u64) -> u64 {
-    const GAMMA: u64 = 0x9e37_79b9_7f4a_7c15;
-    let mut z = seed.wrapping_add(index.wrapping_add(1).wrapping_mul(GAMMA));
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
 /// Everything about logging that a batch sees; changed only while no batch runs.
 #[derive(Debug, Default)]
 pub(super) struct LogState {
     pub(super) active: Option<ActiveLog>,
-    pub(super) fault: Option<MarkFault>,
+    pub(super) faults: Option<Box<MarkFaults>>,
     pub(super) record: MarkRecord,
 }
 

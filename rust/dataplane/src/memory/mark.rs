@@ -4,6 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use super::access::Memory;
+use super::fault::Subject;
 use super::log::{add, ActiveLog};
 use super::{Range, PAGE_SHIFT};
 use crate::violation::Violation;
@@ -11,9 +12,14 @@ use crate::violation::Violation;
 const LOG_CLAUSE: &str = "LM registers, Logging";
 
 impl Memory<'_> {
-    /// Mark every page of `range`, if a log runs. The stores of this type mark by themselves; this is for the
-    /// page of an index, which is marked once more after the index was stored.
+    /// Mark every page of `range`, if a log runs. The stores of this type mark by themselves; this is for whoever
+    /// has to mark once more.
     pub fn mark(&self, range: Range) {
+        self.mark_as(Subject::Data, range);
+    }
+
+    /// Mark every page of `range`, if a log runs.
+    pub(super) fn mark_as(&self, subject: Subject, range: Range) {
         let Some(log) = &self.log_state().active else {
             return;
         };
@@ -29,7 +35,7 @@ impl Memory<'_> {
                 return;
             }
             let last_of_byte = last_page.min(byte * 8 + 7);
-            self.mark_byte(log, byte, bit_mask(page % 8, last_of_byte % 8));
+            self.mark_byte(log, subject, byte, bit_mask(page % 8, last_of_byte % 8));
             page = last_of_byte + 1;
         }
     }
@@ -39,13 +45,13 @@ impl Memory<'_> {
     /// lands after the page was copied: x86 lets a load overtake an earlier store, arm64 nearly everything. The
     /// mark would be skipped, the bit be gone, and the page lost. An OR is ordered with the exchange: either the
     /// reader takes our bit and with it sees our store, or the bit stays for its next round.
-    fn mark_byte(&self, log: &ActiveLog, byte: u64, wanted: u8) {
-        let mask = match &self.log_state().fault {
-            Some(fault) => fault.filter(byte, wanted),
+    fn mark_byte(&self, log: &ActiveLog, subject: Subject, byte: u64, wanted: u8) {
+        let mask = match &self.log_state().faults {
+            Some(faults) => faults.apply(log, subject, byte, wanted),
             None => wanted,
         };
         let counts = self.counts();
-        add(&counts.dropped_by_fault, count(wanted & !mask));
+        add(&counts.dropped_by_fault, count(wanted) - count(mask));
         if mask == 0 {
             return;
         }

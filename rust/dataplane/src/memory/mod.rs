@@ -10,7 +10,7 @@
 //!      | RwLock             | span cache             +--> raw.rs (words and copies that others race with)
 //!      v                    v
 //!   maps: intervals.rs -> Backing -> file.rs (one mmap per file) -> sigbus.rs (files that shrink)
-//!   log:  log.rs (range, record, fault, counters)
+//!   log:  logging.rs (start, stop, look), log.rs (range, record, counters), fault.rs (marks that go wrong on purpose)
 //! ```
 //!
 //! # Why not rust-vmm's vm-memory
@@ -23,16 +23,19 @@
 //! by another process.
 
 mod access;
+mod fault;
 mod file;
 mod intervals;
 mod io;
 mod log;
+mod logging;
 mod mark;
 mod raw;
 mod sigbus;
 mod space;
 
 pub use access::Memory;
+pub use fault::MarkFault;
 pub use log::LogCounters;
 pub use space::DmaSpace;
 

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-//! The DMA space of one device: its maps and its dirty log, behind one lock.
+//! The DMA space of one device: its maps and its dirty log (see `logging.rs`), behind one lock.
 
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
@@ -11,7 +11,7 @@ use parking_lot::{RwLock, RwLockWriteGuard};
 use super::access::Memory;
 use super::file::{FileMap, FileTable, Wanted};
 use super::intervals::{Interval, IntervalMap};
-use super::log::{ActiveLog, BatchCounts, LogCounters, LogState, MarkFault, TotalCounts};
+use super::log::{BatchCounts, LogState, TotalCounts};
 use super::mark::log_unmapped;
 use super::{Mapping, Range, PAGE_BYTES};
 use crate::error::{Error, Result};
@@ -59,10 +59,10 @@ pub(super) struct Inner {
 #[derive(Debug)]
 pub struct DmaSpace {
     max_maps: usize,
-    inner: RwLock<Inner>,
+    pub(super) inner: RwLock<Inner>,
     files: FileTable,
     holes_reported: AtomicU64,
-    totals: TotalCounts,
+    pub(super) totals: TotalCounts,
     violations: ViolationLog,
 }
 
@@ -238,74 +238,6 @@ impl DmaSpace {
         Memory::new(self, self.inner.read())
     }
 
-    /// Log dirty pages to [base, end) from now on. It replaces a log that runs: on return no mark reaches the old
-    /// one any more. Errors: EINVAL (end <= base), EFAULT (not mapped writable); then nothing has changed.
-    pub fn start_log(&self, base: u64, end: u64) -> Result<()> {
-        if end <= base {
-            let expected = "an end after the base";
-            return Err(Error::BadLog {
-                base,
-                end,
-                expected,
-            });
-        }
-        let mut inner = self.inner.write();
-        check_log_mapped(&inner.maps, base, end)?;
-        let log = &mut inner.log;
-        log.record.reserve(base, end)?;
-        log.record.start(end - base, log.active.is_none());
-        log.active = Some(ActiveLog::new(base, end));
-        Ok(())
-    }
-
-    /// Stop logging. On return every mark of every earlier store has been made, and none follows.
-    pub fn stop_log(&self) {
-        self.inner.write().log.active = None;
-    }
-
-    /// (base, end) of the log that runs.
-    pub fn log_range(&self) -> Option<(u64, u64)> {
-        let inner = self.inner.read();
-        inner.log.active.as_ref().map(|log| (log.base, log.end))
-    }
-
-    /// Return when every mark of every earlier store has been made: a store and its mark are made in one batch, and
-    /// the write lock waits for the batches under way.
-    pub fn barrier(&self) {
-        drop(self.inner.write());
-    }
-
-    /// Fault: never mark this share (0..1) of the pages from now on; each mark dropped is counted as
-    /// `marks_dropped_by_fault`. The seed decides which pages. 0 ends the fault.
-    pub fn set_mark_fault(&self, rate: f64, seed: u64) {
-        self.inner.write().log.fault = MarkFault::new(rate, seed);
-    }
-
-    /// Keep a copy of every bit that is set in a log, from the next start of a log on. The copy survives a change of
-    /// log and a stop; a start after a stop clears it.
-    pub fn record_marks(&self, on: bool) {
-        self.inner.write().log.record.set_wanted(on);
-    }
-
-    /// That copy, in the format of a log.
-    pub fn marked_pages(&self) -> Vec<u8> {
-        self.inner.read().log.record.to_vec()
-    }
-
-    /// What the copy holds since it was last taken, and `look` called while no batch is under way: every store before
-    /// that moment is before it with all of its marks, every later one is behind it with all of them. An audit that
-    /// divides time into intervals looks at the pages written there. Everything waits meanwhile.
-    pub fn take_marked_pages(&self, look: impl FnOnce()) -> Vec<u8> {
-        let mut inner = self.inner.write();
-        look();
-        inner.log.record.take()
-    }
-
-    /// The counters; those of a batch are added when it ends.
-    pub fn log_counters(&self) -> LogCounters {
-        self.totals.snapshot()
-    }
-
     /// What went wrong in this space: `log_overflow`, `log_unmapped`, `sigbus`.
     pub fn violations(&self) -> &ViolationLog {
         &self.violations
@@ -372,20 +304,4 @@ fn last_address(iova: u64, size: u64, offset: u64) -> Result<u64> {
     }
     iova.checked_add(size - 1)
         .ok_or_else(|| bad("a range that does not wrap around"))
-}
-
-fn check_log_mapped(maps: &IntervalMap<Backing>, base: u64, end: u64) -> Result<()> {
-    let mut fault_iova = base;
-    while fault_iova < end {
-        let Some(interval) = maps.at(fault_iova).filter(|i| i.value.writable) else {
-            return Err(Error::LogNotMapped {
-                base,
-                end,
-                fault_iova,
-            });
-        };
-        // `last` is at most the top of the address space, and then `end` is reached.
-        fault_iova = interval.last.saturating_add(1).max(fault_iova + 1);
-    }
-    Ok(())
 }

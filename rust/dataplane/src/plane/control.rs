@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::memory::{DmaSpace, Memory};
 use crate::ring::{Chain, Ring, RingConfig, RingResult, RingState};
 use crate::violation::{Violation, ViolationLog};
-use crate::worker::{Queue, Slot};
+use crate::worker::{Queue, QueueFault, Slot};
 
 /// The longest command: the MAC tables of every real driver fit many times.
 const MAX_COMMAND_BYTES: u64 = 64 * 1024;
@@ -69,6 +69,10 @@ impl Control {
     /// A command that is being handled counts as not taken: it is not completed here, and served again elsewhere.
     pub(super) fn stop(&self) -> RingState {
         self.slot.lock().stop(&self.queue)
+    }
+
+    pub(super) fn install_fault(&self, fault: QueueFault) {
+        self.slot.lock().install_fault(&self.queue, fault);
     }
 
     pub(super) fn ring_state(&self) -> RingState {

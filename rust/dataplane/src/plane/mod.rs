@@ -2,6 +2,7 @@
 //! The virtqueues of one device: queue pairs with their workers, and the control queue, which has none.
 
 mod control;
+mod fault;
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,6 +18,7 @@ use crate::ring::{RingConfig, RingState};
 use crate::violation::{Violation, ViolationLog};
 use crate::worker::{new_eventfd, Direction, Pair, Queue, Signal, Worker};
 use control::Control;
+use fault::Installed;
 
 /// Virtqueues 2i receive, 2i + 1 transmit, and the last one, if there is one, is the control queue.
 #[derive(Debug)]
@@ -29,6 +31,7 @@ pub struct DataPlane {
     is_multiqueue: AtomicBool,
     violations: Arc<ViolationLog>,
     event: EventFd,
+    faults: Mutex<Vec<Installed>>,
     /// None once the plane is closed.
     workers: Mutex<Option<Vec<Worker>>>,
 }
@@ -93,6 +96,7 @@ impl DataPlane {
             is_multiqueue: AtomicBool::new(true),
             violations,
             event,
+            faults: Mutex::default(),
             workers: Mutex::new(Some(workers)),
         })
     }

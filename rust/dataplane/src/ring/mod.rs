@@ -133,7 +133,9 @@ pub trait Ring: Send + std::fmt::Debug {
     fn pop(&mut self, memory: &Memory<'_>, chain: &mut Chain) -> RingResult<bool>;
     /// Hand the last popped chain back.
     fn unpop(&mut self, taken: Taken);
-    /// Write the used element of the oldest popped chain, `len` bytes written to it.
+    /// Write a used element, `len` bytes written to the chain; whether that chain is done is no matter here.
+    fn write_used(&mut self, memory: &Memory<'_>, taken: Taken, len: u32) -> RingResult<()>;
+    /// Write the used element of the oldest popped chain, which is done with it.
     fn push_used(&mut self, memory: &Memory<'_>, taken: Taken, len: u32) -> RingResult<()>;
     /// Show all pushed elements to the driver; true: it wants an interrupt for them.
     fn publish(&mut self, memory: &Memory<'_>) -> RingResult<bool>;

@@ -4,6 +4,7 @@
 
 mod drain;
 mod events;
+mod fault;
 mod pair;
 mod queue;
 mod receive;
@@ -21,6 +22,7 @@ use crate::error::{Error, Result};
 use events::Token;
 use pair::PortWish;
 
+pub(crate) use fault::QueueFault;
 pub(crate) use pair::{Direction, Pair};
 pub(crate) use queue::{Queue, Slot};
 pub(crate) use signal::{new_eventfd, set_nonblocking, Drained, Signal};
@@ -179,7 +181,7 @@ impl Run {
 
     fn kicked(&self, queue: &Queue, kicks: u64) {
         if !self.pair.forward_kick(queue, kicks) {
-            queue.counters.kicked(kicks);
+            queue.kicked(kicks);
         }
     }
 }

@@ -10,6 +10,7 @@ use parking_lot::{Mutex, MutexGuard};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::events::{Events, Token};
+use super::fault::QueueFault;
 use super::queue::{Queue, Slot};
 use super::receive::{Ended, Inbox};
 use super::signal::Signal;
@@ -174,6 +175,12 @@ impl Pair {
         drop(state);
         self.events.wake();
         Ok(())
+    }
+
+    pub(crate) fn install_fault(&self, direction: Direction, fault: QueueFault) {
+        let mut state = self.lock();
+        let (side, queue) = state.side(self, direction);
+        side.slot.install_fault(queue, fault);
     }
 
     pub(crate) fn ring_state(&self, direction: Direction) -> RingState {

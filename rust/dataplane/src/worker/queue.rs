@@ -8,6 +8,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
 
+use super::fault::{QueueFault, QueueFaults};
 use super::signal::{new_eventfd, Call, Signal};
 use crate::counters::QueueCounters;
 use crate::error::{Error, Result};
@@ -23,6 +24,7 @@ pub(crate) struct Queue {
     pub(crate) attached_kick: Mutex<Option<Signal>>,
     pub(crate) call: Call,
     pub(crate) counters: QueueCounters,
+    pub(crate) faults: Arc<QueueFaults>,
     is_running: AtomicBool,
     is_broken: AtomicBool,
     violations: Arc<ViolationLog>,
@@ -36,6 +38,7 @@ impl Queue {
             attached_kick: Mutex::default(),
             call: Call::default(),
             counters: QueueCounters::default(),
+            faults: Arc::default(),
             is_running: AtomicBool::new(false),
             is_broken: AtomicBool::new(false),
             violations,
@@ -61,7 +64,17 @@ impl Queue {
 
     pub(crate) fn interrupt(&self) {
         self.counters.interrupted();
-        self.call.raise();
+        if !self.faults.loses_interrupt() {
+            self.call.raise();
+        }
+    }
+
+    /// The driver kicked `count` times.
+    pub(super) fn kicked(&self, count: u64) {
+        self.counters.kicked(count);
+        if count > 0 {
+            self.faults.kicked();
+        }
     }
 
     pub(crate) fn record(&self, violation: Violation) {
@@ -102,7 +115,7 @@ impl Slot {
             queue.call.forget();
         }
         drop(memory);
-        self.ring = Some(ring);
+        self.ring = Some(queue.faults.start(ring, config.restored));
         self.features = config.features;
         self.generation += 1;
         queue.is_broken.store(false, Ordering::Release);
@@ -112,6 +125,12 @@ impl Slot {
             queue.interrupt();
         }
         Ok(())
+    }
+
+    /// Make the queue faulty, the ring that runs included.
+    pub(crate) fn install_fault(&mut self, queue: &Queue, fault: QueueFault) {
+        queue.faults.install(fault);
+        self.ring = self.ring.take().map(|ring| queue.faults.in_front_of(ring));
     }
 
     /// Where the ring stands, or stood when it was stopped.

@@ -2,6 +2,7 @@
 //! Tests of guest memory through its public interface.
 
 mod dirty;
+mod faults;
 mod log;
 mod maps;
 mod races;

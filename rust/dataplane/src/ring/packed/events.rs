@@ -45,7 +45,7 @@ impl Wish {
         };
         let [d0, d1] = place.to_le_bytes();
         let [f0, f1] = flags.to_le_bytes();
-        Ok(memory.write_from(iova, &[d0, d1, f0, f1])?)
+        Ok(memory.write_entry(iova, &[d0, d1, f0, f1])?)
     }
 
     /// Whether it covers a move of `slots` descriptors that ended before `now`, in a ring of `size`. A place beyond

@@ -221,8 +221,7 @@ impl Ring for PackedQueue {
         self.in_flight -= taken.slots;
     }
 
-    fn push_used(&mut self, memory: &Memory<'_>, taken: Taken, len: u32) -> RingResult<()> {
-        debug_assert!(taken.slots <= self.in_flight);
+    fn write_used(&mut self, memory: &Memory<'_>, taken: Taken, len: u32) -> RingResult<()> {
         let fields = self.descriptor(self.used) + USED_FIELDS;
         let flags = used_flags(self.used, len);
         let [l0, l1, l2, l3] = len.to_le_bytes();
@@ -230,15 +229,21 @@ impl Ring for PackedQueue {
         let [f0, f1] = flags.to_le_bytes();
         let element = [l0, l1, l2, l3, i0, i1, f0, f1];
         if self.held_back.is_some() {
-            memory.write_from(fields, &element)?;
+            memory.write_entry(fields, &element)?;
         } else {
-            memory.write_from(fields, &element[..(FLAGS - USED_FIELDS) as usize])?;
+            memory.write_entry(fields, &element[..(FLAGS - USED_FIELDS) as usize])?;
             let iova = fields + FLAGS - USED_FIELDS;
             self.held_back = Some(HeldBack { iova, flags });
         }
         self.used = self.used.forward(taken.slots, self.size);
-        self.in_flight -= taken.slots;
         self.unpublished += u32::from(taken.slots);
+        Ok(())
+    }
+
+    fn push_used(&mut self, memory: &Memory<'_>, taken: Taken, len: u32) -> RingResult<()> {
+        debug_assert!(taken.slots <= self.in_flight);
+        self.write_used(memory, taken, len)?;
+        self.in_flight -= taken.slots;
         Ok(())
     }
 

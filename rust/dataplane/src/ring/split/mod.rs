@@ -222,16 +222,21 @@ impl Ring for SplitQueue {
         self.in_flight = self.in_flight.wrapping_sub(1);
     }
 
-    fn push_used(&mut self, memory: &Memory<'_>, taken: Taken, len: u32) -> RingResult<()> {
+    fn write_used(&mut self, memory: &Memory<'_>, taken: Taken, len: u32) -> RingResult<()> {
         let mut element = [0; USED_ELEMENT_BYTES as usize];
         element[..4].copy_from_slice(&u32::from(taken.head).to_le_bytes());
         element[4..].copy_from_slice(&len.to_le_bytes());
         let slot = self.slot(self.next_used_idx);
-        memory.write_from(
+        memory.write_entry(
             self.device + USED_RING + USED_ELEMENT_BYTES * slot,
             &element,
         )?;
         self.next_used_idx = self.next_used_idx.wrapping_add(1);
+        Ok(())
+    }
+
+    fn push_used(&mut self, memory: &Memory<'_>, taken: Taken, len: u32) -> RingResult<()> {
+        self.write_used(memory, taken, len)?;
         self.in_flight = self.in_flight.wrapping_sub(1);
         Ok(())
     }
