@@ -70,6 +70,14 @@ class DmaSpace:
     def barrier(self) -> None:
         """Return when every mark of every earlier write has been made."""
 
+    def transcribe(self, source: int, source_end: int, translations: list[tuple[int, int, int]]) -> int:
+        """Carry marks over from a log of other page numbers that lies at [source, source_end) of this space:
+        take those of each (iova, size, address) out of it and mark the pages from `address` on in the log
+        that runs. Returns how many pages. Raises DmaError where the source is not mapped writable."""
+
+    def has_marks(self, iova: int, size: int) -> bool:
+        """Whether a bit is set in these bytes of a log. Raises DmaError."""
+
     def record_marks(self, on: bool) -> None:
         """Keep a copy of every bit set in a log from the next start on (survives a change of log)."""
 
@@ -150,6 +158,9 @@ class DataPlane:
         """Drain and stop; returns the final (last_avail_idx, used_idx). On return no DMA of the queue is
         in flight, none follows, its marks are made. TX: all descriptors available now are sent. RX: what
         the back end has queued now is delivered while buffers last; untouched buffers stay available."""
+
+    def halt_queue(self, index: int) -> tuple[int, int]:
+        """Stop where it stands: as `stop_queue`, but what is available and not taken stays available."""
 
     def ring_state(self, index: int) -> tuple[int, int]:
         """Snapshot (running) or final state (stopped)."""

@@ -93,6 +93,11 @@ impl DataPlane {
         self.detached(py, |plane| plane.start_queue(index, &config))
     }
 
+    fn halt_queue(&self, py: Python<'_>, index: u16) -> PyResult<(u16, u16)> {
+        let state = self.detached(py, |plane| plane.halt_queue(index))?;
+        Ok(Self::indices(state))
+    }
+
     fn stop_queue(&self, py: Python<'_>, index: u16) -> PyResult<(u16, u16)> {
         self.detached(py, |plane| plane.stop_queue(index).map(Self::indices))
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::{IntoPyDict, PyBytes, PyDict, PyList};
 use vdpa_net_dataplane::error::Error;
-use vdpa_net_dataplane::memory::{self, Range};
+use vdpa_net_dataplane::memory::{self, Range, Translation};
 
 use crate::convert;
 
@@ -139,6 +139,30 @@ impl DmaSpace {
             space.barrier();
             Ok(())
         })
+    }
+
+    fn transcribe(
+        &self,
+        py: Python<'_>,
+        source: u64,
+        source_end: u64,
+        translations: Vec<(u64, u64, u64)>,
+    ) -> PyResult<u64> {
+        let translations: Vec<_> = translations
+            .into_iter()
+            .map(|(iova, size, address)| Translation {
+                iova,
+                size,
+                address,
+            })
+            .collect();
+        self.detached(py, |space| {
+            space.lock().transcribe(source, source_end, &translations)
+        })
+    }
+
+    fn has_marks(&self, py: Python<'_>, iova: u64, size: u64) -> PyResult<bool> {
+        self.detached(py, |space| space.lock().has_marks(Range::new(iova, size)))
     }
 
     fn record_marks(&self, py: Python<'_>, on: bool) -> PyResult<()> {

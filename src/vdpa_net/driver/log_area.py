@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 
-from vdpa_net.driver.handle import DeviceHandle
+from vdpa_net.driver.device_maps import DmaTarget
 from vdpa_net.errors import ProtocolError
 from vdpa_net.wire.vhost_user import LOG_PAGE_BYTES
 
@@ -32,6 +32,21 @@ class LogArea:
         self.offset_bytes = offset_bytes
         self.fd = os.dup(fd)
 
+    @property
+    def mapped_offset(self) -> int:
+        """Offset in the file of the first whole page with a byte of the log."""
+        return self.offset_bytes // LOG_PAGE_BYTES * LOG_PAGE_BYTES
+
+    @property
+    def inside_bytes(self) -> int:
+        """Where the log begins in that page."""
+        return self.offset_bytes - self.mapped_offset
+
+    @property
+    def mapped_bytes(self) -> int:
+        """Bytes of the whole pages with the log."""
+        return -(-(self.inside_bytes + self.size_bytes) // LOG_PAGE_BYTES) * LOG_PAGE_BYTES
+
     def close(self) -> None:
         """Give the descriptor back; a mapping made from it stays."""
         if self.fd >= 0:
@@ -45,18 +60,16 @@ class LogMapping:
     A log may begin anywhere in its file and have any size; what is mapped is whole pages around it.
     """
 
-    def __init__(self, handle: DeviceHandle, area: LogArea, previous: LogMapping | None) -> None:
-        self._handle = handle
-        start = area.offset_bytes // LOG_PAGE_BYTES * LOG_PAGE_BYTES
-        inside = area.offset_bytes - start
+    def __init__(self, maps: DmaTarget, area: LogArea, previous: LogMapping | None) -> None:
+        self._maps = maps
         self._iova = LOG_IOVA
         if previous is not None and previous._iova == LOG_IOVA:
             self._iova = LOG_IOVA + LOG_IOVA_STRIDE
-        self._size = -(-(inside + area.size_bytes) // LOG_PAGE_BYTES) * LOG_PAGE_BYTES
-        self.base = self._iova + inside
+        self._size = area.mapped_bytes
+        self.base = self._iova + area.inside_bytes
         self.end = self.base + area.size_bytes
-        handle.dma_map(self._iova, self._size, area.fd, start)
+        maps.dma_map(self._iova, self._size, area.fd, area.mapped_offset)
 
     def close(self) -> None:
         """Take the log out of the device's reach."""
-        self._handle.dma_unmap(self._iova, self._size)
+        self._maps.dma_unmap(self._iova, self._size)

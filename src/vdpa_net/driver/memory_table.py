@@ -12,7 +12,7 @@ import mmap
 import os
 from collections.abc import Sequence
 
-from vdpa_net.driver.handle import DeviceHandle
+from vdpa_net.driver.device_maps import DmaTarget
 from vdpa_net.errors import ProtocolError, VdpaNetError
 from vdpa_net.wire.vhost_user import MemoryRegion
 
@@ -63,8 +63,8 @@ class MappedRegion:
 class MemoryTable:
     """All regions. A change is made whole or not at all; what stays the same stays mapped meanwhile."""
 
-    def __init__(self, handle: DeviceHandle) -> None:
-        self._handle = handle
+    def __init__(self, maps: DmaTarget) -> None:
+        self._maps = maps
         self._mapped: list[MappedRegion] = []
 
     @property
@@ -160,10 +160,10 @@ class MemoryTable:
 
     def _map(self, item: MappedRegion) -> None:
         region = item.region
-        self._handle.dma_map(region.guest_address, region.size, item.fd, region.mmap_offset)
+        self._maps.dma_map(region.guest_address, region.size, item.fd, region.mmap_offset)
 
     def _unmap(self, item: MappedRegion) -> None:
-        self._handle.dma_unmap(item.region.guest_address, item.region.size)
+        self._maps.dma_unmap(item.region.guest_address, item.region.size)
 
 
 def _identity(region: MemoryRegion) -> tuple[int, int, int]:

@@ -14,9 +14,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
+from vdpa_net.driver.config_interrupt import CONFIG_VECTOR
+from vdpa_net.driver.device_maps import DeviceMaps
 from vdpa_net.driver.handle import CanAnnounce, DeviceHandle
 from vdpa_net.driver.log_area import LogArea, LogMapping
 from vdpa_net.driver.pci_scan import VirtioFunction, Window, scan
+from vdpa_net.driver.queue_setup import QueueRecord, QueueSetup
 from vdpa_net.errors import ProtocolError, StateError
 from vdpa_net.wire import pci
 from vdpa_net.wire.layout import Register, RegisterMap
@@ -29,43 +32,12 @@ POLL_SECONDS = 0.001
 _COMMAND_MEMORY_AND_BUS_MASTER = 0x6
 
 
-@dataclass(frozen=True)
-class QueueSetup:
-    """One split queue: addresses are guest physical, `used_idx` is the one in memory."""
-
-    index: int
-    size: int
-    descriptor: int
-    available: int
-    used: int
-    last_avail_idx: int
-    used_idx: int
-
-
-@dataclass
-class QueueRecord:
-    """What the driver saw of a queue since its last start, for the one who judges a migration.
-
-    Ring states are LM_RING_STATE as read (32 bits), times are CLOCK_MONOTONIC.
-    """
-
-    queue: int
-    size: int = 0
-    descriptor: int = 0
-    driver: int = 0
-    device: int = 0
-    ring_state_before_enable: int | None = None
-    ring_state_after_stop: int | None = None
-    started_ns: int | None = None
-    stop_requested_ns: int | None = None
-    stopped_ns: int | None = None
-
-
 @dataclass
 class _Running:
     features: int
     log: LogMapping | None = None
     enabled: set[int] = field(default_factory=set)
+    pairs: set[int] = field(default_factory=set)
 
 
 class VdpaDriver:
@@ -78,6 +50,7 @@ class VdpaDriver:
     def __init__(self, handle: DeviceHandle, profile: Profile | None = None) -> None:
         """Find the device's structures and reset it. Without a profile the subsystem id tells it."""
         self.handle = handle
+        self.maps = DeviceMaps(handle)
         self._function: VirtioFunction = scan(handle, profile)
         self._profile = self._function.profile
         self._running: _Running | None = None
@@ -102,6 +75,12 @@ class VdpaDriver:
     def is_logging(self) -> bool:
         """Whether the device was told to log."""
         return self._running is not None and self._running.log is not None
+
+    @property
+    def log_range(self) -> tuple[int, int] | None:
+        """(base, end) of the log in the device's DMA space, while it logs."""
+        log = self._running.log if self._running is not None else None
+        return None if log is None else (log.base, log.end)
 
     def needs_reset(self) -> bool:
         """Whether the device can't go on without a reset (virtio 1.3, 2.1.2)."""
@@ -137,7 +116,7 @@ class VdpaDriver:
             self._negotiate(features)
             if log is not None:
                 self.start_logging(log)
-            self._enable_pairs(queues)
+            self._enable_pairs({setup.index // 2 for setup in queues})
             for setup in queues:
                 self.start_queue(setup)
             self._add_status(Status.DRIVER_OK)
@@ -148,6 +127,7 @@ class VdpaDriver:
     def start_queue(self, setup: QueueSetup) -> None:
         """Describe a stopped queue to the device and enable it at its ring state."""
         running = self._need_running()
+        self._enable_pairs({setup.index // 2})
         self._select(setup.index)
         record = QueueRecord(setup.index, setup.size, setup.descriptor, setup.available, setup.used)
         for name, value in (
@@ -197,7 +177,7 @@ class VdpaDriver:
         Raises ProtocolError if the device does not take it; then it logs as before.
         """
         running = self._need_running()
-        mapping = LogMapping(self.handle, area, previous=running.log)
+        mapping = LogMapping(self.maps, area, previous=running.log)
         try:
             self._write_lm_address("LM_BASE_ADDR", mapping.base)
             self._write_lm_address("LM_END_ADDR", mapping.end)
@@ -211,9 +191,10 @@ class VdpaDriver:
         except BaseException:
             mapping.close()
             raise
-        if running.log is not None:
-            running.log.close()
-        running.log = mapping
+        before, running.log = running.log, mapping
+        self.maps.log_to((mapping.base, mapping.end))
+        if before is not None:
+            before.close()
 
     def stop_logging(self) -> None:
         """Log no more and take the log back."""
@@ -224,6 +205,7 @@ class VdpaDriver:
         control = self._read_lm("LM_LOGGING_CTRL")
         if control != 0:
             raise ProtocolError(f"LM_LOGGING_CTRL reads {control:#x} after 0 was written: the device logs on")
+        self.maps.log_to(None)
         running.log.close()
         running.log = None
 
@@ -240,6 +222,7 @@ class VdpaDriver:
         """Whatever the state: reset the device and forget everything. The reset is the log's barrier."""
         running, self._running = self._running, None
         self.reset()
+        self.maps.log_to(None)
         if running is not None and running.log is not None:
             running.log.close()
 
@@ -295,6 +278,7 @@ class VdpaDriver:
     def _negotiate(self, features: int) -> None:
         self._add_status(Status.ACKNOWLEDGE)
         self._add_status(Status.DRIVER)
+        self._write(COMMON_CFG, self._function.common, "config_msix_vector", CONFIG_VECTOR)
         for half in (0, 1):
             self._write(COMMON_CFG, self._function.common, "driver_feature_select", half)
             word = features >> 32 * half & 0xFFFF_FFFF
@@ -307,9 +291,12 @@ class VdpaDriver:
                 f"FEATURES_OK reads 0 (virtio 1.3, 3.1.1)"
             )
 
-    def _enable_pairs(self, queues: Sequence[QueueSetup]) -> None:
-        if self._profile.pairs_register is not None:
-            self._write_lm(PAIRS, len({setup.index // 2 for setup in queues}))
+    def _enable_pairs(self, more: set[int]) -> None:
+        """Say how many queue pairs are in use, where the layout has a register for that."""
+        running = self._need_running()
+        if self._profile.pairs_register is not None and not more <= running.pairs:
+            running.pairs |= more
+            self._write_lm(PAIRS, len(running.pairs))
 
     def _bind_vector(self, queue: int) -> None:
         vector = queue + 1

@@ -6,18 +6,19 @@ docs/vhost-user.md says it message by message.
 
 from __future__ import annotations
 
-import os
 import threading
+from collections import deque
 from collections.abc import Sequence
 from typing import Final
 
-from vdpa_net.driver.log_area import LogArea
+from vdpa_net.driver.config_interrupt import ConfigInterrupt
 from vdpa_net.driver.memory_table import MemoryTable
 from vdpa_net.driver.vdpa_driver import VdpaDriver
 from vdpa_net.driver.vhost_config import VhostConfig
+from vdpa_net.driver.vhost_log import VhostLog
 from vdpa_net.driver.vhost_rings import VhostRings
-from vdpa_net.driver.vring import close_fd
 from vdpa_net.errors import ProtocolError
+from vdpa_net.transport.vhost_user.channel import BackendChannel
 from vdpa_net.wire import virtio_net, virtio_pci
 from vdpa_net.wire.vhost_user import (
     F_LOG_ALL,
@@ -48,6 +49,8 @@ VHOST_FEATURES: Final = sum(
 )
 """What a front end may take of the device's features; MAC, status, control queue are the front end's own."""
 
+_KEPT_COMPLAINTS: Final = 64
+
 _OWN_FEATURES: Final = F_LOG_ALL | F_PROTOCOL_FEATURES
 """vhost's own bits, of which the device knows nothing."""
 
@@ -56,23 +59,30 @@ class VhostBackend:
     """transport.vhost_user's Backend on one device. Thread-safe.
 
     Everything the front end says is checked; ProtocolErrors name the value, and leave the back end as it was.
-    `rarp_requests` are the MAC addresses of SEND_RARP since the connection.
+    `rarp_requests` are the MAC addresses of SEND_RARP since the connection, `complaints` what went wrong
+    while no message was being answered (the last 64).
     """
 
     def __init__(self, driver: VdpaDriver) -> None:
         self._driver = driver
         self._lock = threading.RLock()
-        self._memory = MemoryTable(driver.handle)
+        self.complaints: deque[str] = deque(maxlen=_KEPT_COMPLAINTS)
+        self._memory = MemoryTable(driver.maps)
+        self._log = VhostLog(driver, self._lock, lambda: [], self.complaints.append)
         self._config = VhostConfig(driver)
         self._queue_pairs = min(driver.queue_pairs, MAX_QUEUES // 2)
-        self._rings = VhostRings(driver, self._memory, 2 * self._queue_pairs)
+        self._rings = VhostRings(
+            driver, self._memory, 2 * self._queue_pairs, self._lock, self.complaints.append
+        )
         self._rings.needs_enable = lambda: bool(self._features & F_PROTOCOL_FEATURES)
         self._rings.device_features = self._device_features
-        self._rings.log = lambda: self._log if self._wants_log() else None
+        self._rings.on_start = self._on_start
+        self._rings.log = lambda: self._log.for_start(translated=False)
         self._features = 0
         self._status = 0
-        self._log: LogArea | None = None
-        self._backend_req: int | None = None
+        self._channel: BackendChannel | None = None
+        self._takes_config = False
+        self._config_interrupt: ConfigInterrupt | None = None
         self.rarp_requests: list[str] = []
 
     # --- features and status -------------------------------------------------------------------------
@@ -91,12 +101,8 @@ class VhostBackend:
             changed = (features ^ self._features) & ~_OWN_FEATURES
             if changed and self._driver.is_running:
                 raise ProtocolError(f"SET_FEATURES: {features:#x} changes {changed:#x} while the rings run")
-            before, self._features = self._features, features
-            try:
-                self._apply_logging()
-            except BaseException:
-                self._features = before
-                raise
+            self._log.set_wanted(bool(features & F_LOG_ALL))
+            self._features = features
             self._rings.settle()
 
     def set_status(self, status: int) -> None:
@@ -177,21 +183,13 @@ class VhostBackend:
 
     def set_log_base(self, size_bytes: int, offset_bytes: int, fd: int) -> None:
         """Use this log, from now on if LOG_ALL is set."""
-        area = LogArea(size_bytes, offset_bytes, fd)
         with self._lock:
-            before, self._log = self._log, area
-            try:
-                if self._wants_log() and self._driver.is_running:
-                    self._driver.start_logging(area)
-            except BaseException:
-                self._log = before
-                area.close()
-                raise
-            if before is not None:
-                before.close()
+            self._log.set_base(size_bytes, offset_bytes, fd)
 
     def set_log_fd(self, fd: int) -> None:
-        """Accepted, and never signalled: the front end finds the bits when it looks."""
+        """Where to tell that the log was written."""
+        with self._lock:
+            self._log.set_fd(fd)
 
     # --- rings ---------------------------------------------------------------------------------------
 
@@ -247,10 +245,13 @@ class VhostBackend:
             self.rarp_requests.append(text)
             self._driver.announce(text)
 
-    def set_backend_req_fd(self, fd: int) -> None:
-        """Keep the channel: this back end asks nothing, but QEMU takes its closing for an error."""
-        before, self._backend_req = self._backend_req, os.dup(fd)
-        close_fd(before)
+    def set_backend_channel(self, channel: BackendChannel, *, takes_config: bool) -> None:
+        """Ask the front end by this channel; `takes_config`: it wants to know of changed configuration."""
+        with self._lock:
+            before, self._channel = self._channel, channel
+            self._takes_config = takes_config
+        if before is not None:
+            before.close()
 
     def disconnected(self) -> None:
         """The front end is gone: stop, reset, unmap, forget."""
@@ -258,13 +259,16 @@ class VhostBackend:
             self._rings.forget()
             self._memory.clear()
             self._config.reset()
+            self._log.close()
             self._features = self._status = 0
             self.rarp_requests.clear()
-            close_fd(self._backend_req)
-            self._backend_req = None
-            if self._log is not None:
-                self._log.close()
-                self._log = None
+            channel, self._channel = self._channel, None
+            interrupt, self._config_interrupt = self._config_interrupt, None
+        # Their threads may be waiting for the lock.
+        if interrupt is not None:
+            interrupt.close()
+        if channel is not None:
+            channel.close()
 
     # --- steps ---------------------------------------------------------------------------------------
 
@@ -273,13 +277,16 @@ class VhostBackend:
         platform = self._driver.device_features & 1 << virtio_pci.F_ACCESS_PLATFORM
         return self._features & ~_OWN_FEATURES | platform
 
-    def _wants_log(self) -> bool:
-        return bool(self._features & F_LOG_ALL)
+    def _on_start(self) -> None:
+        """The device is about to start: its configuration interrupt is ours to take."""
+        if self._config_interrupt is None:
+            self._config_interrupt = ConfigInterrupt(self._driver.handle, self._configuration_changed)
 
-    def _apply_logging(self) -> None:
-        if not self._driver.is_running:
-            return
-        if not self._wants_log():
-            self._driver.stop_logging()
-        elif self._log is not None and not self._driver.is_logging:
-            self._driver.start_logging(self._log)
+    def _configuration_changed(self) -> None:
+        with self._lock:
+            if not self._driver.is_running:
+                return
+            if self._driver.needs_reset():
+                self._rings.signal_errors()
+            elif self._channel is not None and self._takes_config:
+                self._channel.config_changed()

@@ -5,41 +5,64 @@ A ring is started while it has a kick, and stopped by GET_VRING_BASE; it is serv
 enabled ("Ring states"). The device starts when both rings of a queue pair have come that far, or with
 whatever has when the front end says DRIVER_OK; further rings join it one by one. It is reset when no ring is
 started any more.
+
+When a ring is disabled, what the guest made available before is sent; from then on packets are discarded
+until the ring is enabled or stopped. A stop discards nothing (docs/vhost-user.md, "Disabled rings").
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from collections.abc import Callable
 from typing import Final
 
+from vdpa_net.driver.discard import Discarder
 from vdpa_net.driver.log_area import LogArea
 from vdpa_net.driver.memory_table import MemoryTable
-from vdpa_net.driver.vdpa_driver import QueueSetup, VdpaDriver
+from vdpa_net.driver.queue_setup import QueueSetup
+from vdpa_net.driver.timers import Timer
+from vdpa_net.driver.vdpa_driver import VdpaDriver
 from vdpa_net.driver.vring import Vring, close_fd
 from vdpa_net.errors import ProtocolError, VdpaNetError
 from vdpa_net.wire.vhost_user import VringAddresses
+
+GRACE_S: Final = 0.2
+"""How long a disabled ring is left alone before its packets are discarded: a migration stops it soon."""
 
 _VRING_IDX_LIMIT: Final = 1 << 16
 _IDX_OFFSET: Final = 2
 
 
 class VhostRings:
-    """All rings. The caller holds the back end's lock; ProtocolErrors leave a ring as it was.
+    """All rings. The caller holds the back end's lock, `lock`; ProtocolErrors leave a ring as it was.
 
     `needs_enable` says whether rings wait for SET_VRING_ENABLE, `device_features` what the device is to
-    negotiate, `log` where it is to log from its start on.
+    negotiate, `log` where it is to log from its start on; `on_start` is called before it starts. `complain`
+    is told what went wrong while nobody waited for an answer.
     """
 
-    def __init__(self, driver: VdpaDriver, memory: MemoryTable, count: int) -> None:
+    def __init__(
+        self,
+        driver: VdpaDriver,
+        memory: MemoryTable,
+        count: int,
+        lock: threading.RLock,
+        complain: Callable[[str], None],
+    ) -> None:
         self._driver = driver
         self._memory = memory
         self._max_size = driver.max_queue_size(0)
+        self._lock = lock
+        self._complain = complain
+        self._discarder = Discarder(driver.maps, count // 2)
+        self._discard_later: dict[int, Timer] = {}
         self._vrings = [Vring(index) for index in range(count)]
         self.needs_enable: Callable[[], bool] = lambda: False
         self.device_features: Callable[[], int] = lambda: 0
         self.log: Callable[[], LogArea | None] = lambda: None
+        self.on_start: Callable[[], None] = lambda: None
 
     def set_num(self, index: int, num: int) -> None:
         """Ring size: a power of two up to the device's."""
@@ -51,7 +74,7 @@ class VhostRings:
     def set_addresses(self, addresses: VringAddresses) -> None:
         """Ring addresses. QEMU sends them again with the log flag; a running ring keeps the same ones."""
         vring = self._ring(addresses.index)
-        if self._driver.is_enabled(vring.index):
+        if self._is_served(vring):
             vring.check_same_addresses(addresses)
         vring.addresses = addresses
         self.settle()
@@ -82,8 +105,9 @@ class VhostRings:
         vring = self._ring(index)
         self._forget_kick(vring)
         vring.kick = os.dup(fd)
-        if self._driver.is_running:
+        if self._driver.is_running and not self._discarder.has(index):
             self._driver.bind_kick(index, vring.kick)
+        self._discarder.bind_kick(index, vring.kick)
         self.settle()
 
     def set_call(self, index: int, fd: int | None) -> None:
@@ -91,6 +115,7 @@ class VhostRings:
         vring = self._ring(index)
         before, vring.call = vring.call, None if fd is None else os.dup(fd)
         self._driver.bind_call(index, vring.call)
+        self._discarder.bind_call(index, vring.call)
         close_fd(before)
 
     def set_err(self, index: int, fd: int | None) -> None:
@@ -100,12 +125,21 @@ class VhostRings:
         vring.err = None if fd is None else os.dup(fd)
 
     def set_enable(self, index: int, enable: bool) -> None:
-        """Serve the ring or not; to stop serving drains it and keeps its state."""
+        """Serve the ring or not. One that is not served any more is drained first."""
         vring = self._ring(index)
         vring.enabled = enable
-        if not enable and self.needs_enable():
+        if not enable and self.needs_enable() and self._driver.is_enabled(index):
             self._stop(vring)
+            if vring.is_transmit and vring.is_started:
+                self._discard_later[index] = Timer(GRACE_S, self._lock, lambda: self._discard(vring))
         self.settle()
+
+    def signal_errors(self) -> None:
+        """Tell the front end of a device that can't go on: every ring that runs has an error."""
+        for vring in self._vrings:
+            if vring.err is not None and self._driver.is_enabled(vring.index):
+                with contextlib.suppress(OSError):
+                    os.eventfd_write(vring.err, 1)
 
     def settle(self, *, all_described: bool = False) -> None:
         """Start what can be started. `all_described`: no further ring is waited for."""
@@ -115,7 +149,7 @@ class VhostRings:
         if self._driver.is_running:
             for vring in ready:
                 if not self._driver.is_enabled(vring.index):
-                    self._driver.start_queue(self._setup(vring))
+                    self._join(vring)
         elif ready and (all_described or _has_a_pair(ready)):
             self._start(ready)
 
@@ -154,23 +188,47 @@ class VhostRings:
 
     def _stopped_ring(self, index: int, message: str) -> Vring:
         vring = self._ring(index)
-        if self._driver.is_enabled(index):
+        if self._is_served(vring):
             raise ProtocolError(f"{message}: ring {index} runs; GET_VRING_BASE stops it")
         return vring
+
+    def _is_served(self, vring: Vring) -> bool:
+        index = vring.index
+        return self._driver.is_enabled(index) or self._discarder.has(index) or index in self._discard_later
 
     def _is_ready(self, vring: Vring) -> bool:
         return vring.is_started and (vring.enabled or not self.needs_enable())
 
     def _start(self, ready: list[Vring]) -> None:
         setups = [self._setup(vring) for vring in ready]
+        self.on_start()
         for vring in self._vrings:
             if vring.kick is not None:
                 self._driver.bind_kick(vring.index, vring.kick)
         self._driver.start(self.device_features(), setups, self.log())
 
+    def _join(self, vring: Vring) -> None:
+        """A ring that runs from now on, on a device that runs already."""
+        self._stop(vring)
+        self._driver.start_queue(self._setup(vring))
+        self._driver.bind_kick(vring.index, vring.kick)
+
+    def _discard(self, vring: Vring) -> None:
+        del self._discard_later[vring.index]
+        try:
+            setup = self._setup(vring)
+            self._driver.bind_kick(vring.index, None)
+            self._discarder.start(setup, self.device_features(), kick=vring.kick, call=vring.call)
+        except VdpaNetError as error:
+            self._complain(f"ring {vring.index}, which is disabled, is left alone: {error}")
+
     def _stop(self, vring: Vring) -> None:
+        if (timer := self._discard_later.pop(vring.index, None)) is not None:
+            timer.cancel()
         if self._driver.is_enabled(vring.index):
             vring.base = self._driver.stop_queue(vring.index)[0]
+        elif self._discarder.has(vring.index):
+            vring.base = self._discarder.stop(vring.index)[0]
 
     def _setup(self, vring: Vring) -> QueueSetup:
         descriptor, available, used = self._ring_addresses(vring)

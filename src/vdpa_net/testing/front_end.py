@@ -97,6 +97,7 @@ class VhostFrontEnd(FrontEndConnection):
         self.features = 0
         self.log: DirtyLog | None = None
         self._wanted = features
+        self.shared: int | None = None
         self._wanted_protocol = protocol_features
         self._slots: list[bytes] = []
         self._backend_requests: tuple[socket.socket, socket.socket] | None = None
@@ -132,7 +133,7 @@ class VhostFrontEnd(FrontEndConnection):
             _REGION.pack(
                 region.gpa, region.size_bytes, _USER_ADDRESS_BASE + region.file_offset, region.file_offset
             )
-            for region in self.memory.regions
+            for region in self.memory.regions[: self.shared]
         ]
         if self.manners.memory_slots and self.protocol_features & PROTOCOL_MEM_SLOTS:
             for region in regions:

@@ -63,6 +63,10 @@ class NetQueues:
         self._assembling: list[bytes] = []
         self._missing = 0
 
+    def add_buffers(self, region: int, slots: int = 64) -> None:
+        """Prefer new buffers from this region of memory for reception."""
+        self._rx_free.extendleft(self.memory.allocate(SLOT_BYTES, region=region) for _ in range(slots))
+
     def move_to(self, memory: GuestMemory) -> None:
         """Go on in other memory that holds the same bytes: the guest has migrated."""
         self.memory = memory

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from vdpa_net.errors import StateError
@@ -35,8 +36,11 @@ class VhostGuest:
         features: int = WANTED_FEATURES,
         protocol_features: int = WANTED_PROTOCOL_FEATURES,
         manners: Manners | None = None,
+        layout: Sequence[tuple[int, int]] = LAYOUT,
+        shared: int | None = None,
     ) -> None:
-        self.memory = GuestMemory(LAYOUT)
+        """`shared`: how many regions the front end shares for now (None: all)."""
+        self.memory = GuestMemory(layout)
         self._make_rings()
         self.front_end = VhostFrontEnd(
             where,
@@ -46,6 +50,7 @@ class VhostGuest:
             protocol_features=protocol_features,
             manners=manners,
         )
+        self.front_end.shared = shared
 
     def _make_rings(self) -> None:
         self.rings = [SplitRing.allocate(self.memory, _RING_SIZE, region=1) for _ in (RX, TX)]
@@ -56,6 +61,10 @@ class VhostGuest:
         self.cpu.close()
         self._make_rings()
         self.front_end.rings = list(self.rings)
+
+    def use_buffers_of(self, region: int) -> None:
+        """Take all further buffers from this region of memory."""
+        self.cpu.queues.add_buffers(region)
 
     def resume(self) -> None:
         """Let the CPU run."""

@@ -76,6 +76,6 @@ class VhostSide:
         }
 
     def violations(self) -> list[str]:
-        """What the device recorded, and what the vhost socket refused."""
+        """What the device recorded, what the driver complained of, and what the socket refused."""
         found = [str(violation) for violation in self.device.violations.entries]
-        return found + [str(error) for error in self.server.errors]
+        return found + list(self.backend.complaints) + [str(error) for error in self.server.errors]

@@ -100,7 +100,7 @@ pub(super) fn log_unmapped(log: &ActiveLog, iova: u64) -> Violation {
 }
 
 /// Bits `first` to `last` (0..=7).
-fn bit_mask(first: u64, last: u64) -> u8 {
+pub(super) fn bit_mask(first: u64, last: u64) -> u8 {
     (0xff << first) & (0xff >> (7 - last))
 }
 

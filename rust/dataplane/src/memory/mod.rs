@@ -33,11 +33,13 @@ mod mark;
 mod raw;
 mod sigbus;
 mod space;
+mod transcribe;
 
 pub use access::Memory;
 pub use fault::MarkFault;
 pub use log::LogCounters;
 pub use space::DmaSpace;
+pub use transcribe::Translation;
 
 #[cfg(not(target_pointer_width = "64"))]
 compile_error!("guest addresses are 64 bits long, and so must be ours");

@@ -95,6 +95,19 @@ impl<'g> HostBytes<'g> {
         byte.fetch_or(mask, Ordering::Release)
     }
 
+    /// Clear bits of the first byte; returns what it was. What stood before a bit that is found set is seen by this
+    /// thread, and by whoever learns of the bit from it.
+    pub(super) fn take_bits_u8(self, mask: u8) -> u8 {
+        assert!(self.len >= 1, "guest memory byte");
+        // SAFETY: one byte is valid, and an atomic tolerates changes by others.
+        let byte = unsafe { &*self.start.as_ptr().cast::<AtomicU8>() };
+        // Most bytes of a log are empty, and a look does not take the cache line away from the one who marks.
+        if byte.load(Ordering::Relaxed) & mask == 0 {
+            return 0;
+        }
+        byte.fetch_and(!mask, Ordering::AcqRel)
+    }
+
     fn as_u16(&self) -> &'g AtomicU16 {
         assert!(
             self.len >= 2 && self.address() % 2 == 0,

@@ -212,6 +212,14 @@ impl DataPlane {
         })
     }
 
+    /// Stop a queue where it stands: what is available and not taken stays as it is. Otherwise as [`Self::stop_queue`].
+    pub fn halt_queue(&self, index: u16) -> Result<RingState> {
+        Ok(match self.target(index)? {
+            Target::Pair(pair, direction) => pair.halt(direction),
+            Target::Control(control) => control.stop(),
+        })
+    }
+
     /// Where a running queue stands, or a stopped one stopped.
     pub fn ring_state(&self, index: u16) -> Result<RingState> {
         Ok(match self.target(index)? {

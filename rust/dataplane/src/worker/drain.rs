@@ -3,6 +3,8 @@
 
 use std::time::Instant;
 
+use parking_lot::MutexGuard;
+
 use super::pair::{Direction, Pair, State, BATCH, DRAIN_TIMEOUT};
 use super::receive::Ended;
 use crate::counters::Drop as DropReason;
@@ -20,6 +22,15 @@ impl Pair {
             Direction::Receive => self.drain_receive(&mut state),
             Direction::Transmit => self.drain_transmit(&mut state),
         }
+        self.take_out(state, direction)
+    }
+
+    /// Take the ring out as it is.
+    pub(crate) fn halt(&self, direction: Direction) -> RingState {
+        self.take_out(self.lock(), direction)
+    }
+
+    fn take_out(&self, mut state: MutexGuard<'_, State>, direction: Direction) -> RingState {
         let (side, queue) = state.side(self, direction);
         let last = side.slot.stop(queue);
         drop(state);

@@ -9,3 +9,4 @@ mod races;
 mod ranges;
 mod shrink;
 mod support;
+mod transcribe;

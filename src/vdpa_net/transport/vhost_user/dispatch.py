@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from vdpa_net.errors import ProtocolError
+from vdpa_net.transport.vhost_user.channel import BackendChannel
 from vdpa_net.transport.vhost_user.session import Request, Session
 from vdpa_net.wire.vhost_user import (
     OFFERED_PROTOCOL_FEATURES,
@@ -14,6 +15,7 @@ from vdpa_net.wire.vhost_user import (
     VRING_NO_FD,
     ConfigFlag,
     MemoryRegion,
+    ProtocolFeature,
     VringAddresses,
 )
 
@@ -94,8 +96,8 @@ class Backend(Protocol):
     def reset_device(self) -> None:
         """Disable all rings and return to the initial state; the connection stays."""
 
-    def set_backend_req_fd(self, fd: int) -> None:
-        """The socket for requests to the front end."""
+    def set_backend_channel(self, channel: BackendChannel, *, takes_config: bool) -> None:
+        """Where to ask the front end, taken over; `takes_config`: it negotiated CONFIG."""
 
     def set_status(self, status: int) -> None:
         """Device status as the guest's driver has set it."""
@@ -184,6 +186,11 @@ def _send_rarp(backend: Backend, _session: Session, request: Request) -> None:
     backend.send_rarp(request.fields["value"].to_bytes(8, "little")[:6])
 
 
+def _set_backend_req_fd(backend: Backend, session: Session, request: Request) -> None:
+    channel = BackendChannel(request.fds[0], reply_ack=session.negotiated(ProtocolFeature.REPLY_ACK))
+    backend.set_backend_channel(channel, takes_config=session.negotiated(ProtocolFeature.CONFIG))
+
+
 def _get_config(backend: Backend, _session: Session, request: Request) -> Values:
     offset, size = request.fields["offset"], request.fields["size"]
     data = backend.get_config(offset, size)
@@ -228,7 +235,7 @@ _HANDLERS: Mapping[str, _Handler] = {
     "GET_CONFIG": _get_config,
     "SET_CONFIG": _set_config,
     "RESET_DEVICE": lambda backend, _session, _request: backend.reset_device(),
-    "SET_BACKEND_REQ_FD": lambda backend, _session, request: backend.set_backend_req_fd(request.fds[0]),
+    "SET_BACKEND_REQ_FD": _set_backend_req_fd,
     "GET_MAX_MEM_SLOTS": _u64(lambda backend: backend.get_max_mem_slots()),
     "ADD_MEM_REG": lambda backend, _session, request: backend.add_mem_region(
         _region(request.fields), request.fds[0]

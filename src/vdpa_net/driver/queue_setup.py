@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a driver tells a device about a queue, and what it saw of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class QueueSetup:
+    """One split queue: addresses are guest physical, `used_idx` is the one in memory."""
+
+    index: int
+    size: int
+    descriptor: int
+    available: int
+    used: int
+    last_avail_idx: int
+    used_idx: int
+
+
+@dataclass
+class QueueRecord:
+    """What the driver saw of a queue since its last start, for the one who judges a migration.
+
+    Ring states are LM_RING_STATE as read (32 bits), times are CLOCK_MONOTONIC.
+    """
+
+    queue: int
+    size: int = 0
+    descriptor: int = 0
+    driver: int = 0
+    device: int = 0
+    ring_state_before_enable: int | None = None
+    ring_state_after_stop: int | None = None
+    started_ns: int | None = None
+    stop_requested_ns: int | None = None
+    stopped_ns: int | None = None
