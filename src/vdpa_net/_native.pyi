@@ -126,6 +126,28 @@ class Tap(Backend):
     def __init__(self, fds: list[int]) -> None:
         """The fds are duplicated and made non-blocking. Raises BackendError."""
 
+class ReceiveFilter:
+    """Which received packets go to the driver; see `vdpa_net.device.receive_filter`."""
+
+    def __init__(
+        self,
+        *,
+        promisc: bool,
+        allmulti: bool,
+        alluni: bool,
+        nomulti: bool,
+        nouni: bool,
+        nobcast: bool,
+        mac: bytes,
+        table: list[bytes],
+        vlans: list[int] | None,
+        mtu: int | None,
+    ) -> None:
+        """`table` are unicast and multicast addresses. `vlans` None: all pass. `mtu` None: any size does."""
+
+    def verdict(self, packet: bytes) -> str | None:
+        """None if a packet, its 12-byte virtio-net header included, passes; else the counter of its drop."""
+
 class DataPlane:
     """The virtqueues of one device, one worker thread per queue pair."""
 
@@ -195,6 +217,9 @@ class DataPlane:
         the others any more; what had come for them was delivered while buffers lasted, the rest is counted
         as drops_no_buffer. Raises StateError if there are not so many."""
 
+    def set_receive_filter(self, filter: ReceiveFilter) -> None:
+        """Pass only these packets from now on (at first: all). On return it holds for all that come."""
+
     def transmit(self, frame: bytes) -> None:
         """Send one frame (no virtio-net header) through the back end, to announce. Raises BackendError."""
 
@@ -203,7 +228,8 @@ class DataPlane:
 
     def queue_counters(self, index: int) -> dict[str, int]:
         """packets, bytes, kicks, interrupts, chains and drops_<reason>, since creation. TX: drops_bad_header,
-        drops_too_long, drops_backend. RX: drops_no_buffer, drops_too_long."""
+        drops_too_long, drops_backend. RX: drops_no_buffer, drops_too_long,
+        drops_filtered."""
 
     def install_fault(self, name: str, queue: int, value: float, seed: int) -> None:
         """Make this data plane faulty from now on (`vdpa_net.migration.faults.PlaneFault`). Queue is -1 for

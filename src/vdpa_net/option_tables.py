@@ -95,7 +95,6 @@ _REFUSED: dict[str, str] = {
     "modern-pio-notify": "doorbells are in memory space only",
     "failover": "the device has no STANDBY feature",
     "aer": "the device has no AER capability",
-    "ctrl_rx_extra": "no driver uses the feature",
     "guest_rsc_ext": "the device does not coalesce",
     "rss": _RSS,
     "notify_on_empty": _LEGACY,
@@ -134,9 +133,6 @@ _NOT_YET: dict[str, str] = {
     "packed": f"the packed ring {NOT_YET}",
     "queue_reset": f"VIRTIO_F_RING_RESET {NOT_YET}",
     "in_order": f"VIRTIO_F_IN_ORDER {NOT_YET}",
-    "ctrl_vlan": f"VIRTIO_NET_F_CTRL_VLAN {NOT_YET}",
-    "ctrl_guest_offloads": f"VIRTIO_NET_F_CTRL_GUEST_OFFLOADS {NOT_YET}",
-    "guest_announce": f"VIRTIO_NET_F_GUEST_ANNOUNCE {NOT_YET}",
 }
 
 DEVICE: Final[Properties] = {

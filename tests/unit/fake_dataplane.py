@@ -175,6 +175,9 @@ class FakePlane:
     def set_active_pairs(self, count: int) -> None:
         self.calls.append(("active", count))
 
+    def set_receive_filter(self, receive_filter: Any) -> None:
+        self.filter = receive_filter
+
     def transmit(self, frame: bytes) -> None:
         self.frames.append(frame)
         self.on_transmit(frame)

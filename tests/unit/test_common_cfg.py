@@ -314,7 +314,11 @@ def test_detached_client_leaves_a_device_for_the_next_one(rig: FakeRig) -> None:
         ({"csum"}, {"CSUM", "HOST_TSO4", "HOST_TSO6", "HOST_ECN"}),
         ({"GUEST_CSUM"}, {"GUEST_CSUM", "GUEST_TSO4", "GUEST_TSO6", "GUEST_ECN"}),
         ({"guest_tso4"}, {"GUEST_TSO4"}),
-        ({"ctrl_vq"}, {"CTRL_VQ", "CTRL_RX", "CTRL_MAC_ADDR"}),
+        (
+            {"ctrl_vq"},
+            {"CTRL_VQ", "CTRL_RX", "CTRL_RX_EXTRA", "CTRL_VLAN", "CTRL_MAC_ADDR", "GUEST_ANNOUNCE"}
+            | {"CTRL_GUEST_OFFLOADS"},
+        ),
         ({"mrg_rxbuf", "event_idx"}, {"MRG_RXBUF", "RING_EVENT_IDX"}),
         ({"RING_INDIRECT_DESC"}, {"RING_INDIRECT_DESC"}),
         ({"gso"}, set()),

@@ -14,7 +14,12 @@ pub enum Drop {
     Backend,
     /// No receive buffer came before the back end was flushed.
     NoBuffer,
+    /// Receive: the driver does not want it.
+    Filtered,
 }
+
+/// Names and values of a queue's counters.
+pub type Snapshot = [(&'static str, u64); 10];
 
 /// Counters of one queue.
 #[derive(Debug, Default)]
@@ -24,7 +29,7 @@ pub struct QueueCounters {
     kicks: AtomicU64,
     interrupts: AtomicU64,
     chains: AtomicU64,
-    drops: [AtomicU64; 4],
+    drops: [AtomicU64; 5],
 }
 
 impl QueueCounters {
@@ -55,7 +60,7 @@ impl QueueCounters {
     }
 
     /// Names and values.
-    pub fn snapshot(&self) -> [(&'static str, u64); 9] {
+    pub fn snapshot(&self) -> Snapshot {
         let drops = |reason: Drop| self.drops[reason as usize].load(Ordering::Relaxed);
         [
             ("packets", self.packets.load(Ordering::Relaxed)),
@@ -67,6 +72,7 @@ impl QueueCounters {
             ("drops_too_long", drops(Drop::TooLong)),
             ("drops_backend", drops(Drop::Backend)),
             ("drops_no_buffer", drops(Drop::NoBuffer)),
+            ("drops_filtered", drops(Drop::Filtered)),
         ]
     }
 

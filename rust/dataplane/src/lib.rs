@@ -6,6 +6,7 @@
 pub mod backend;
 pub mod counters;
 pub mod error;
+pub mod filter;
 pub mod memory;
 pub mod net;
 pub mod plane;

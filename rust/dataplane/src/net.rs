@@ -33,6 +33,11 @@ pub fn check_length(len: u64) -> Result<(), Drop> {
     }
 }
 
+/// Whether the receiver has to cut the packet into segments: its gso_type is neither NONE nor ECN alone.
+pub fn is_segmented(packet: &[u8]) -> bool {
+    packet[GSO_TYPE] & !GSO_ECN != 0
+}
+
 /// Set num_buffers of a packet (5.1.6.4.1: 1 where MRG_RXBUF was not negotiated, and never left as it came).
 pub fn set_num_buffers(packet: &mut [u8], count: u16) {
     packet[NUM_BUFFERS..HEADER_BYTES].copy_from_slice(&count.to_le_bytes());

@@ -5,6 +5,7 @@
 
 mod backend;
 mod convert;
+mod filter;
 mod plane;
 mod relay;
 mod space;
@@ -21,6 +22,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<backend::Loopback>()?;
     module.add_class::<backend::Null>()?;
     module.add_class::<backend::Tap>()?;
+    module.add_class::<filter::ReceiveFilter>()?;
     module.add_class::<plane::DataPlane>()?;
     module.add_class::<relay::KickRelay>()
 }

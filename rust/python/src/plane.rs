@@ -12,6 +12,7 @@ use vdpa_net_dataplane::ring::{RingConfig, RingState};
 
 use crate::backend::Backend;
 use crate::convert;
+use crate::filter::ReceiveFilter;
 use crate::space::DmaSpace;
 
 /// Why `process_control` ended early.
@@ -156,6 +157,14 @@ impl DataPlane {
 
     fn set_multiqueue(&self, py: Python<'_>, on: bool) -> PyResult<()> {
         self.detached(py, |plane| plane.set_multiqueue(on))
+    }
+
+    fn set_receive_filter(&self, py: Python<'_>, filter: PyRef<'_, ReceiveFilter>) -> PyResult<()> {
+        let filter = filter.filter.clone();
+        self.detached(py, |plane| {
+            plane.set_receive_filter(filter);
+            Ok(())
+        })
     }
 
     fn set_active_pairs(&self, py: Python<'_>, count: u16) -> PyResult<()> {

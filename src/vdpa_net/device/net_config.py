@@ -64,6 +64,21 @@ class NetConfig:
         self._changed = self._changed or mac != self.mac
         self._values["mac"] = int.from_bytes(mac, "little")
 
+    @property
+    def mtu(self) -> int:
+        """The largest packet of the network layer, in bytes."""
+        return self._values["mtu"]
+
+    @property
+    def announce(self) -> bool:
+        """VIRTIO_NET_S_ANNOUNCE: the driver shall tell the network where it is (5.1.6.5.4)."""
+        return bool(self._values["status"] & virtio_net.S_ANNOUNCE)
+
+    @announce.setter
+    def announce(self, wanted: bool) -> None:
+        self._changed = self._changed or wanted != self.announce
+        self._values["status"] = virtio_net.S_LINK_UP | (virtio_net.S_ANNOUNCE if wanted else 0)
+
     def load(self, register: Register) -> int:
         """Value of a field."""
         if self._changed:
@@ -77,6 +92,7 @@ class NetConfig:
     def reset(self) -> None:
         """The MAC address of the device's own configuration again."""
         self.mac = self._initial_mac
+        self.announce = False
 
 
 def parse_mac(text: str) -> bytes:

@@ -29,6 +29,10 @@ _OFFERED = virtio_net.bits(
         virtio_net.F_CTRL_VQ,
         virtio_net.F_CTRL_RX,
         virtio_net.F_CTRL_MAC_ADDR,
+        virtio_net.F_CTRL_VLAN,
+        virtio_net.F_CTRL_RX_EXTRA,
+        virtio_net.F_GUEST_ANNOUNCE,
+        virtio_net.F_CTRL_GUEST_OFFLOADS,
         virtio_pci.F_INDIRECT_DESC,
         virtio_pci.F_EVENT_IDX,
         virtio_pci.F_VERSION_1,
@@ -133,5 +137,7 @@ def _check_profile(options: NetOptions) -> None:
 def _offered(iommu_platform: bool, mq: bool, disabled_features: frozenset[str]) -> int:
     features = _OFFERED | iommu_platform << virtio_pci.F_ACCESS_PLATFORM | mq << virtio_net.F_MQ
     features &= ~virtio_net.bits(virtio_net.feature_bit(name) for name in disabled_features)
+    if not features >> virtio_net.F_CTRL_VQ & 1:
+        features &= ~virtio_net.USELESS_WITHOUT_CONTROL_QUEUE
     # A device must not offer a feature without what it requires (2.2.1), so those go too.
     return virtio_net.without_unmet(features)

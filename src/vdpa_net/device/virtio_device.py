@@ -20,15 +20,19 @@ from vdpa_net.device.control_queue import ControlQueue
 from vdpa_net.device.msix import Msix
 from vdpa_net.device.net_config import IsrStatus, NetConfig
 from vdpa_net.device.options import NetOptions
+from vdpa_net.device.packet_path import PacketPath
 from vdpa_net.device.queues import Emit, Queue, QueueSet, start_error
 from vdpa_net.errors import BackendError, DmaError, StateError, VdpaNetError
 from vdpa_net.migration.lm_block import LmBlock
 from vdpa_net.migration.violations import ViolationLog
-from vdpa_net.wire.virtio_net import F_MQ
+from vdpa_net.wire.virtio_net import F_CTRL_VQ, F_GUEST_ANNOUNCE, F_MQ, F_STATUS, bits
 from vdpa_net.wire.virtio_pci import ISR_CONFIG, Status
 
 if TYPE_CHECKING:
     from vdpa_net._native import DataPlane, DmaSpace
+
+_ANNOUNCE = bits((F_GUEST_ANNOUNCE, F_CTRL_VQ, F_STATUS))
+"""The driver reads the request in `status` and answers on the control queue."""
 
 
 class VirtioNet:
@@ -67,7 +71,8 @@ class VirtioNet:
         self.config = NetConfig(
             options.mac, options.mtu, options.queue_pairs, options.features, self._new_generation
         )
-        self.control = ControlQueue(self.config, lambda: self.common.features, violations, self.pairs)
+        self.path = PacketPath(plane, backend, self.config, self.pairs)
+        self.control = ControlQueue(self.path, violations)
         self.lm = (
             LmBlock(options.profile, space, self.queues, violations, emit, set_pairs=self._set_pairs)
             if options.vdpa
@@ -79,7 +84,7 @@ class VirtioNet:
     def features_ok(self, features: int) -> str | None:
         """Give the back end the negotiated offloads; its reason if it can't have them."""
         try:
-            self._backend.set_offloads(features)
+            self.path.negotiated(features)
         except BackendError as error:
             return str(error)
         self.queues.features = features
@@ -150,10 +155,9 @@ class VirtioNet:
         else:
             self._space.barrier()
         self._carrier_off()
-        self._one_pair()
         self.common.reset()
         self.config.reset()
-        self.control.reset()
+        self._reset_path()
         self.isr.bits = 0
         self._emit("reset", {})
 
@@ -202,9 +206,12 @@ class VirtioNet:
         if self.common.status & Status.DEVICE_NEEDS_RESET:
             return
         self.common.status |= Status.DEVICE_NEEDS_RESET
+        self._config_interrupt()
+        self._emit("needs_reset", {"where": where, "detail": detail})
+
+    def _config_interrupt(self) -> None:
         self.isr.bits |= ISR_CONFIG
         self._msix.raise_vector(self.common.config_msix_vector)
-        self._emit("needs_reset", {"where": where, "detail": detail})
 
     def close(self) -> None:
         """Stop what is under way and take the link down."""
@@ -245,6 +252,9 @@ class VirtioNet:
     def _after_restored_start(self) -> None:
         self._emit("restored", {})
         self.announcer.start(self.config.mac)
+        if self.path.features & _ANNOUNCE == _ANNOUNCE:
+            self.config.announce = True
+            self._config_interrupt()
 
     def _announced(self, count: int, error: Exception | None) -> None:
         info: dict[str, object] = {"count": count}
@@ -253,9 +263,9 @@ class VirtioNet:
             info["error"] = str(error)
         self._emit("announced", info)
 
-    def _one_pair(self) -> None:
+    def _reset_path(self) -> None:
         try:
-            self.pairs.reset()
+            self.path.reset()
         except BackendError as error:
             self._violations.record("backend", "active_pairs", 1, "5.1.6.5.5", str(error))
 

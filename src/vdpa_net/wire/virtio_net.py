@@ -15,6 +15,7 @@ DEVICE_ID: Final = 1
 
 F_CSUM: Final = 0
 F_GUEST_CSUM: Final = 1
+F_CTRL_GUEST_OFFLOADS: Final = 2
 F_MTU: Final = 3
 F_MAC: Final = 5
 F_GSO: Final = 6
@@ -28,13 +29,16 @@ F_MRG_RXBUF: Final = 15
 F_STATUS: Final = 16
 F_CTRL_VQ: Final = 17
 F_CTRL_RX: Final = 18
+F_CTRL_VLAN: Final = 19
+F_CTRL_RX_EXTRA: Final = 20
+F_GUEST_ANNOUNCE: Final = 21
 F_MQ: Final = 22
 F_CTRL_MAC_ADDR: Final = 23
 
 FEATURES: Final[Mapping[int, str]] = {
     F_CSUM: "CSUM",
     F_GUEST_CSUM: "GUEST_CSUM",
-    2: "CTRL_GUEST_OFFLOADS",
+    F_CTRL_GUEST_OFFLOADS: "CTRL_GUEST_OFFLOADS",
     F_MTU: "MTU",
     F_MAC: "MAC",
     F_GSO: "GSO",
@@ -50,9 +54,9 @@ FEATURES: Final[Mapping[int, str]] = {
     F_STATUS: "STATUS",
     F_CTRL_VQ: "CTRL_VQ",
     F_CTRL_RX: "CTRL_RX",
-    19: "CTRL_VLAN",
-    20: "CTRL_RX_EXTRA",
-    21: "GUEST_ANNOUNCE",
+    F_CTRL_VLAN: "CTRL_VLAN",
+    F_CTRL_RX_EXTRA: "CTRL_RX_EXTRA",
+    F_GUEST_ANNOUNCE: "GUEST_ANNOUNCE",
     F_MQ: "MQ",
     F_CTRL_MAC_ADDR: "CTRL_MAC_ADDR",
     _virtio.F_INDIRECT_DESC: "RING_INDIRECT_DESC",
@@ -84,6 +88,10 @@ QEMU_PROPERTIES: Final[Mapping[str, int]] = {
     "ctrl_vq": F_CTRL_VQ,
     "ctrl_rx": F_CTRL_RX,
     "ctrl_mac_addr": F_CTRL_MAC_ADDR,
+    "ctrl_vlan": F_CTRL_VLAN,
+    "ctrl_rx_extra": F_CTRL_RX_EXTRA,
+    "guest_announce": F_GUEST_ANNOUNCE,
+    "ctrl_guest_offloads": F_CTRL_GUEST_OFFLOADS,
     "indirect_desc": _virtio.F_INDIRECT_DESC,
     "event_idx": _virtio.F_EVENT_IDX,
 }
@@ -102,6 +110,8 @@ REQUIRES: Final[Mapping[int, tuple[int, ...]]] = {
     F_CTRL_RX: (F_CTRL_VQ,),
     F_CTRL_MAC_ADDR: (F_CTRL_VQ,),
     F_MQ: (F_CTRL_VQ,),
+    F_CTRL_VLAN: (F_CTRL_VQ,),
+    F_GUEST_ANNOUNCE: (F_CTRL_VQ,),
 }
 """Feature bits that need one of others (5.1.3.1).
 
@@ -154,11 +164,15 @@ def without_unmet(features: int) -> int:
     return features
 
 
-SERVED_ELSEWHERE: Final = bits((F_MQ,))
+SERVED_ELSEWHERE: Final = bits((F_MQ, F_GUEST_ANNOUNCE))
 """Features of the control queue that a vDPA driver passes on without CTRL_VQ: what is in front of it serves
 that queue. A device with `vdpa=on` accepts them alone."""
 
+USELESS_WITHOUT_CONTROL_QUEUE: Final = bits((F_CTRL_RX_EXTRA, F_CTRL_GUEST_OFFLOADS))
+"""Not required to go with CTRL_VQ, but not to be offered without it either (5.1.4.1)."""
+
 S_LINK_UP: Final = 1
+S_ANNOUNCE: Final = 2
 _DEVICE_CFG_CLAUSE = "5.1.4.2: the driver MUST NOT write device configuration"
 _RO = Access.RO
 
@@ -196,8 +210,23 @@ CTRL_RX_ALLMULTI: Final = 1
 CTRL_MAC: Final = 1
 CTRL_MAC_TABLE_SET: Final = 0
 CTRL_MAC_ADDR_SET: Final = 1
+CTRL_RX_ALLUNI: Final = 2
+CTRL_RX_NOMULTI: Final = 3
+CTRL_RX_NOUNI: Final = 4
+CTRL_RX_NOBCAST: Final = 5
+CTRL_VLAN: Final = 2
+CTRL_VLAN_ADD: Final = 0
+CTRL_VLAN_DEL: Final = 1
+CTRL_ANNOUNCE: Final = 3
+CTRL_ANNOUNCE_ACK: Final = 0
 CTRL_MQ: Final = 4
 CTRL_MQ_VQ_PAIRS_SET: Final = 0
+CTRL_GUEST_OFFLOADS: Final = 5
+CTRL_GUEST_OFFLOADS_SET: Final = 0
+GUEST_OFFLOADS: Final = bits((F_GUEST_CSUM, F_GUEST_TSO4, F_GUEST_TSO6, F_GUEST_ECN))
+"""What VIRTIO_NET_CTRL_GUEST_OFFLOADS_SET can switch here (5.1.6.5.8)."""
+
+VLANS: Final = 4096
 
 MAC_BYTES: Final = 6
 MTU_MIN: Final = 68

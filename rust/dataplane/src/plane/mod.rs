@@ -12,7 +12,9 @@ use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::backend::Backend;
+use crate::counters::Snapshot;
 use crate::error::{Error, Result};
+use crate::filter::ReceiveFilter;
 use crate::memory::DmaSpace;
 use crate::ring::{RingConfig, RingState};
 use crate::violation::{Violation, ViolationLog};
@@ -163,6 +165,14 @@ impl DataPlane {
         Ok(())
     }
 
+    /// Pass only these packets to the driver. On return it holds for every packet that comes.
+    pub fn set_receive_filter(&self, filter: ReceiveFilter) {
+        let filter = Arc::new(filter);
+        for pair in &self.pairs {
+            pair.set_receive_filter(Arc::clone(&filter));
+        }
+    }
+
     /// Let only the first `count` pairs receive from now on (virtio 1.3 5.1.6.5.5). On return nothing is received on
     /// the others any more; what had come for them was delivered while buffers lasted.
     ///
@@ -306,7 +316,7 @@ impl DataPlane {
     }
 
     /// Names and values of a queue's counters.
-    pub fn queue_counters(&self, index: u16) -> Result<[(&'static str, u64); 9]> {
+    pub fn queue_counters(&self, index: u16) -> Result<Snapshot> {
         Ok(self.target(index)?.queue().counters.snapshot())
     }
 

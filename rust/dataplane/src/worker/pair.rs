@@ -17,6 +17,7 @@ use super::signal::Signal;
 use super::transmit::count_own;
 use crate::backend::{Port, Sent};
 use crate::error::{Error, Result};
+use crate::filter::ReceiveFilter;
 use crate::memory::DmaSpace;
 use crate::net::{HEADER_BYTES, MAX_FRAME_BYTES};
 use crate::ring::{Chain, RingConfig, RingState};
@@ -181,6 +182,10 @@ impl Pair {
         let mut state = self.lock();
         let (side, queue) = state.side(self, direction);
         side.slot.install_fault(queue, fault);
+    }
+
+    pub(crate) fn set_receive_filter(&self, filter: Arc<ReceiveFilter>) {
+        self.lock().inbox.set_filter(filter);
     }
 
     pub(crate) fn ring_state(&self, direction: Direction) -> RingState {

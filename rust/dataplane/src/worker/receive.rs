@@ -4,9 +4,12 @@
 //! One packet is read ahead of the ring into a buffer of the pair, because only then is its size known. It stays
 //! there until the driver offers enough buffers, over a stop too; only a flush of the back end drops it.
 
+use std::sync::Arc;
+
 use super::pair::{Pair, Side};
 use crate::backend::Received;
 use crate::counters::Drop;
+use crate::filter::ReceiveFilter;
 use crate::memory::{Memory, Range};
 use crate::net::{self, HEADER_BYTES, MAX_PACKET_BYTES};
 use crate::ring::{Chain, Ring, RingResult, Taken, F_MRG_RXBUF};
@@ -43,6 +46,7 @@ pub(crate) struct Inbox {
     pending: Option<usize>,
     used: Vec<(Taken, u64)>,
     ranges: Vec<Range>,
+    filter: Arc<ReceiveFilter>,
 }
 
 impl Inbox {
@@ -53,7 +57,13 @@ impl Inbox {
             pending: None,
             used: Vec::new(),
             ranges: Vec::new(),
+            filter: Arc::default(),
         }
+    }
+
+    /// From the next packet on. One that was read ahead came while the old filter held.
+    pub(super) fn set_filter(&mut self, filter: Arc<ReceiveFilter>) {
+        self.filter = filter;
     }
 
     /// Drop the packet that was read ahead; how many that were.
@@ -161,7 +171,9 @@ impl Batch<'_, '_> {
             Received::Failed(errno) => return Ok(Fetched::Nothing(Ended::BackendGone { errno })),
             Received::Packet(len) => len,
         };
-        if let Err(reason) = net::check_length(len as u64) {
+        let packet = &self.inbox.buffer[..len];
+        let wanted = net::check_length(len as u64).and_then(|()| self.inbox.filter.check(packet));
+        if let Err(reason) = wanted {
             self.pair.rx.counters.dropped(reason, 1);
             return Ok(Fetched::Dropped);
         }
