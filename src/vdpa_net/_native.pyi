@@ -84,6 +84,10 @@ class DmaSpace:
     def marked_pages(self) -> bytes:
         """That copy: bit p % 8 of byte p // 8 is page p."""
 
+    def last_write(self, page: int) -> tuple[int, int] | None:
+        """Offset in the page (IOVA >> 12) and length, in bytes, of what the device wrote there last while
+        marks were recorded; None if it did not."""
+
     def take_marked_pages(self, look: Callable[[], object]) -> bytes:
         """The copy since it was last taken; it begins anew. `look` is called at that moment, between two
         batches: the data plane stands still meanwhile, so it must be short and must not touch the device."""

@@ -145,6 +145,7 @@ def device_methods(stack: contextlib.ExitStack, device: NetDevice) -> Methods:
         "audit_arm": audit.arm,
         "audit_end_interval": audit.end_interval,
         "audit_result": audit.result,
+        "audit_last_writes": audit.last_writes,
     }
 
 

@@ -12,6 +12,7 @@ from vdpa_net.device.audit import DeviceAudit
 from vdpa_net.errors import StateError
 from vdpa_net.migration.faults import parse_fault
 from vdpa_net.testing.frames import FrameMint
+from vdpa_net.testing.guest_driver import LM_LOGGING_CTRL
 from vdpa_net.testing.loopback_guest import LoopbackGuest
 
 FRAMES = 40
@@ -89,3 +90,40 @@ def test_an_audit_that_was_not_armed_says_so(guest: LoopbackGuest) -> None:
     assert guest.start_logging()
     with pytest.raises(StateError, match="arm"):
         audit.result()
+
+
+def test_an_audit_goes_on_when_the_device_logs_again(guest: LoopbackGuest) -> None:
+    audit = DeviceAudit(guest.device)
+    audit.arm()
+    assert guest.start_logging()
+    send(guest, 1)
+    first = audit.end_interval(anew=True)
+    guest.driver.write_lm(LM_LOGGING_CTRL, 0)
+    # What is written while nobody logs needs no mark, and is none of the audit's.
+    send(guest, 2)
+    before = audit.result()
+    guest.driver.write_lm(LM_LOGGING_CTRL, 1)
+    send(guest, 3)
+    result = audit.result()
+    audit.close()
+    assert first == 0
+    assert result["unmarked"] == []
+    assert result["intervals"] > before["intervals"]
+    assert len(result["series"]) == result["intervals"]
+    assert result["marked"] >= len(result["written"])
+
+
+def test_the_last_write_of_a_page_is_known(guest: LoopbackGuest) -> None:
+    audit = DeviceAudit(guest.device)
+    audit.arm()
+    assert guest.start_logging()
+    send(guest, 1)
+    written = audit.result()["written"]
+    assert isinstance(written, list)
+    found = audit.last_writes(written)
+    audit.close()
+    for write in found:
+        assert write is not None
+        offset, length = write
+        assert 0 < length <= 4096 - offset
+    assert audit.last_writes([(1 << 50) >> 12]) == [None]

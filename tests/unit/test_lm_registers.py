@@ -86,7 +86,12 @@ def test_logging_starts_with_the_range_of_that_moment(rig: FakeRig) -> None:
     assert rig.space.log == (1 << 44, (1 << 44) + 0x2000)
     rig.write(CTRL, 2, 0)
     assert rig.space.log is None
-    assert events == [("log_started", 1 << 44), ("log_started", 1 << 44), ("log_stopped", None)]
+    assert events == [
+        ("log_started", 1 << 44),
+        ("log_started", 1 << 44),
+        ("log_stopping", None),
+        ("log_stopped", None),
+    ]
     assert rig.kinds() == []
 
 

@@ -190,6 +190,14 @@ impl DmaSpace {
         Ok(PyBytes::new(py, &bits))
     }
 
+    fn last_write(&self, py: Python<'_>, page: u64) -> PyResult<Option<(u16, u16)>> {
+        self.detached(py, |space| {
+            Ok(space
+                .last_write(page)
+                .map(|write| (write.offset, write.length)))
+        })
+    }
+
     fn log_counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         let counters = py.detach(|| self.space.log_counters());
         [

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The dirty audit of one device: what it wrote while it logged, and what it marked.
 
-Once armed, the audit begins at the next start of logging, within the register write that starts it: no
-write of the logged time is missed. What was written comes from the memory management unit
-(`migration.audit`), what was marked from the copy of the bits that the data plane set in the log.
+Once armed, the audit runs whenever the device logs: it begins within the register write that starts
+logging and ends within the one that stops it, so no write of the logged time is missed, and none of another
+time is taken for one. What was written comes from the memory management unit (`migration.audit`), what was
+marked from the copy of the bits that the data plane set in the log.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from vdpa_net.errors import StateError
@@ -18,6 +21,8 @@ from vdpa_net.migration.audit import WriteAudit
 if TYPE_CHECKING:
     from vdpa_net import _native
 
+MAX_KEPT_INTERVALS = 4096
+
 
 class AuditedDevice(Protocol):
     """What the audit needs of a device."""
@@ -25,6 +30,15 @@ class AuditedDevice(Protocol):
     space: _native.DmaSpace
 
     def on_event(self, callback: Callable[[str, dict[str, object]], None]) -> None: ...
+
+
+@dataclass(frozen=True)
+class Interval:
+    """One interval: when it ended (CLOCK_MONOTONIC), and how many pages were written and marked in it."""
+
+    end_ns: int
+    written: int
+    marked: int
 
 
 class DeviceAudit:
@@ -40,44 +54,61 @@ class DeviceAudit:
         self._lock = threading.Lock()
         self._armed = False
         self._audit: WriteAudit | None = None
+        self._forget()
+        device.on_event(self._on_event)
+
+    def _forget(self) -> None:
         self._problem = ""
         self._written: set[int] = set()
         self._unmarked: dict[int, int] = {}
         self._since: set[int] = set()
-        self._intervals = 0
-        device.on_event(self._on_event)
+        self._intervals: list[Interval] = []
+        self._count = 0
+        self._marked = self._over_marked = 0
 
     def arm(self) -> None:
         """Audit from the next start of logging on; forgets an earlier audit."""
         with self._lock:
             self._end()
-            self._problem = ""
-            self._written, self._unmarked, self._since = set(), {}, set()
-            self._intervals = 0
+            self._forget()
             self._armed = True
             self._space.record_marks(True)
 
     def end_interval(self, below_page: int | None = None, *, anew: bool = False) -> int:
-        """End an interval; the data plane stands still for a moment.
+        """End an interval, if the device logs; the data plane stands still for a moment.
 
         Returns how many pages (of those below a page number) were written since the call with `anew`. Raises
-        StateError if no audit runs, with the reason.
+        StateError if there is no audit, with the reason.
         """
         with self._lock:
+            self._need_audit()
             written = self._take_interval()
             self._since = set() if anew else self._since | written
             return sum(below_page is None or page < below_page for page in self._since)
 
     def result(self) -> dict[str, object]:
-        """End the last interval. `written`: page numbers; `unmarked`: pairs of page number and interval in
-        which it was written and not marked; `intervals`: how many. Raises StateError if no audit runs."""
+        """End the last interval, and tell everything. Raises StateError if there is no audit.
+
+        `written`: page numbers; `unmarked`: pairs of page number and interval in which it was written and not
+        marked; `intervals`: how many; `marked`, `over_marked`: pages that were marked, and those of them that
+        were not written, summed over the intervals; `series`: `Interval` as dictionaries.
+        """
         with self._lock:
+            self._need_audit()
             self._take_interval()
             return {
                 "written": sorted(self._written),
                 "unmarked": sorted(self._unmarked.items()),
-                "intervals": self._intervals,
+                "intervals": self._count,
+                "marked": self._marked,
+                "over_marked": self._over_marked,
+                "series": [asdict(interval) for interval in self._intervals],
             }
+
+    def last_writes(self, pages: Sequence[int]) -> list[list[int] | None]:
+        """Offset and length of what the device wrote last to each of these pages while it was audited."""
+        found = (self._space.last_write(page) for page in pages)
+        return [None if write is None else list(write) for write in found]
 
     def close(self) -> None:
         """End the audit."""
@@ -85,31 +116,47 @@ class DeviceAudit:
             self._armed = False
             self._end()
 
+    def _need_audit(self) -> None:
+        if self._problem or (self._audit is None and not self._count):
+            raise StateError(self._problem or "no dirty audit ran: logging has not been started since arm()")
+
     def _take_interval(self) -> set[int]:
-        if self._audit is None:
-            raise StateError(self._problem or "no dirty audit runs: logging has not been started since arm()")
-        written: set[int] = set()
         audit = self._audit
+        if audit is None:
+            return set()
+        written: set[int] = set()
         bits = self._space.take_marked_pages(lambda: written.update(audit.checkpoint()))
+        in_both = 0
         for page in written:
-            if page // 8 >= len(bits) or not bits[page // 8] >> page % 8 & 1:
-                self._unmarked.setdefault(page, self._intervals)
+            if page // 8 < len(bits) and bits[page // 8] >> page % 8 & 1:
+                in_both += 1
+            else:
+                self._unmarked.setdefault(page, self._count)
+        marked = int.from_bytes(bits).bit_count()
+        self._marked += marked
+        self._over_marked += marked - in_both
         self._written |= written
-        self._intervals += 1
+        self._count += 1
+        if len(self._intervals) < MAX_KEPT_INTERVALS:
+            self._intervals.append(Interval(time.monotonic_ns(), len(written), marked))
         return written
 
     def _on_event(self, name: str, _data: dict[str, object]) -> None:
-        if name != "log_started":
-            return
-        with self._lock:
-            if not self._armed:
-                return
-            self._armed = False
-            log = self._space.log_range()
-            try:
-                self._audit = WriteAudit(self._space.mappings(), [log] if log else [])
-            except StateError as error:
-                self._problem = str(error)
+        if name == "log_started":
+            with self._lock:
+                if self._armed and self._audit is None:
+                    self._begin()
+        elif name == "log_stopping":
+            with self._lock:
+                self._since |= self._take_interval()
+                self._end()
+
+    def _begin(self) -> None:
+        log = self._space.log_range()
+        try:
+            self._audit = WriteAudit(self._space.mappings(), [log] if log else [])
+        except StateError as error:
+            self._problem = str(error)
 
     def _end(self) -> None:
         if self._audit is not None:

@@ -102,20 +102,28 @@ def check_audit_intervals(intervals: Sequence[AuditInterval]) -> Line:
 
 @dataclass(frozen=True)
 class AuditFindings:
-    """A finished audit: pages written, and (page, interval) for those not marked in an interval."""
+    """A finished audit: pages written, and (page, interval) for those not marked in an interval.
+
+    `marked` and `over_marked` are pages marked, and marked without having been written, summed over the
+    intervals. Over-marking is legal; it costs transfer.
+    """
 
     written: Set[int]
     unmarked: Sequence[tuple[int, int]]
     intervals: int
+    marked: int = 0
+    over_marked: int = 0
 
 
 def check_audit_findings(findings: AuditFindings) -> Line:
     """Every page that the device wrote in an interval was marked in it."""
     pages = {page for page, _ in findings.unmarked}
+    over = f", {findings.over_marked / findings.marked:.1%} over-marked" if findings.marked else ""
     return Line(
         "dirty audit",
         _pass_if(not pages) if findings.written else Outcome.NOT_RUN,
-        f"{len(pages)} of {len(findings.written)} written pages unmarked, {findings.intervals} intervals",
+        f"{len(pages)} of {len(findings.written)} written pages unmarked in {findings.intervals} intervals"
+        + over,
         "0 pages unmarked",
         shortened(
             f"page {page:#x} written in interval {number}, not marked" for page, number in findings.unmarked

@@ -113,6 +113,8 @@ class LmBlock:
     def reset(self) -> None:
         """Back to the initial values; logging stops after every mark of earlier writes has been made."""
         was_logging = self.logging
+        if was_logging:
+            self._emit("log_stopping", {})
         self._space.barrier()
         self._space.stop_log()
         self._values = dict.fromkeys(self._values, 0)
@@ -183,6 +185,8 @@ class LmBlock:
         self._emit("log_started", {"base": self.base, "end": self.end, "switched": switched})
 
     def _stop_log(self) -> None:
+        # Whoever compares writes with marks has to do it now: writes behind the stop are not marked.
+        self._emit("log_stopping", {})
         self._space.stop_log()
         self._space.barrier()
         self._values["LM_LOGGING_CTRL"] = 0

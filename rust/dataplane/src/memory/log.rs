@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering};
 
 use super::fault::MarkFaults;
+use super::last_writes::LastWrites;
 use crate::error::{Error, Result};
 
 /// The copy of the marks takes at most this many bytes: guest addresses up to 8 TiB.
@@ -63,6 +64,11 @@ pub(super) struct MarkRecord {
 }
 
 impl MarkRecord {
+    /// Whether marks are recorded now.
+    pub(super) fn is_running(&self) -> bool {
+        self.running
+    }
+
     /// On: from the next start of a log. Off: at once; what is recorded stays readable.
     pub(super) fn set_wanted(&mut self, on: bool) {
         self.wanted = on;
@@ -131,6 +137,7 @@ pub(super) struct LogState {
     pub(super) active: Option<ActiveLog>,
     pub(super) faults: Option<Box<MarkFaults>>,
     pub(super) record: MarkRecord,
+    pub(super) last_writes: LastWrites,
 }
 
 /// The counts of one batch, kept apart so that workers don't share a cache line.

@@ -24,6 +24,9 @@ impl DmaSpace {
         let log = &mut inner.log;
         log.record.reserve(base, end)?;
         log.record.start(end - base, log.active.is_none());
+        if log.record.is_running() && log.active.is_none() {
+            log.last_writes.clear();
+        }
         log.active = Some(ActiveLog::new(base, end));
         Ok(())
     }

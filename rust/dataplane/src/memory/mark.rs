@@ -26,6 +26,9 @@ impl Memory<'_> {
         if range.len == 0 {
             return;
         }
+        if self.log_state().record.is_running() {
+            self.log_state().last_writes.note(range);
+        }
         let last_page = range.iova.saturating_add(range.len - 1) >> PAGE_SHIFT;
         let mut page = range.iova >> PAGE_SHIFT;
         while page <= last_page {

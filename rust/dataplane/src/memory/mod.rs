@@ -27,6 +27,7 @@ mod fault;
 mod file;
 mod intervals;
 mod io;
+mod last_writes;
 mod log;
 mod logging;
 mod mark;
@@ -37,6 +38,7 @@ mod transcribe;
 
 pub use access::Memory;
 pub use fault::MarkFault;
+pub use last_writes::LastWrite;
 pub use log::LogCounters;
 pub use space::DmaSpace;
 pub use transcribe::Translation;
