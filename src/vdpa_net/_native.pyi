@@ -204,6 +204,9 @@ class DataPlane:
         """Signal this eventfd (duplicated) when used buffers are to be announced. An interrupt that was due
         while there was none is raised when one comes."""
 
+    def is_interrupt_due(self, index: int) -> bool:
+        """Whether the queue has something to announce and no eventfd to do it by."""
+
     def interrupt(self, index: int) -> None:
         """Raise the queue's interrupt now, whatever suppression says."""
 
@@ -248,8 +251,8 @@ class DataPlane:
         """Borrowed eventfd that is signalled when a violation was recorded or a queue broke."""
 
     def take_violations(self) -> list[Violation]: ...
-    def broken_queues(self) -> list[int]:
-        """Queues stopped by a fault in their ring (a reset mends them)."""
+    def take_broken_queues(self) -> list[int]:
+        """Queues that a fault in their ring has stopped since the last call, restarted or not."""
 
     def close(self) -> None:
         """Stop every queue and thread."""

@@ -128,6 +128,34 @@ def test_broken_ring_sets_needs_reset_and_notifies_the_driver(running: Rig) -> N
     assert running.kinds() != []
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_queue_that_breaks_and_is_stopped_at_once_sets_needs_reset(running: Rig, again: bool) -> None:
+    """2.1.2: whether or not anybody looked at the queue between its fault and its stop, or its next start."""
+    ring = running.driver.rings[TX]
+    running.memory.store_u16(ring.driver + 2, ring.size + 1)
+    with running.device._lock:  # the monitor's thread waits meanwhile
+        running.driver.kick(TX)
+        running.stop(TX)
+        if again:
+            running.memory.store_u16(ring.driver + 2, 0)
+            running.set_common("queue_enable", 1)
+        assert running.driver.status & Status.DEVICE_NEEDS_RESET
+    assert "avail_idx" in running.kinds()
+
+
+def test_queue_that_broke_before_a_reset_needs_none_after_it(running: Rig) -> None:
+    """2.1.1: a reset clears DEVICE_NEEDS_RESET."""
+    ring = running.driver.rings[TX]
+    with running.device._lock:
+        running.memory.store_u16(ring.driver + 2, ring.size + 1)
+        running.driver.kick(TX)
+        running.set_common("device_status", 0)
+    running.memory.store_u16(ring.driver + 2, 0)
+    running.driver.start()
+    running.device._on_signal("plane")
+    assert not running.driver.status & Status.DEVICE_NEEDS_RESET
+
+
 def test_broken_device_works_again_after_a_reset(running: Rig) -> None:
     """2.1.1: the driver can recover from DEVICE_NEEDS_RESET by a reset."""
     for queue in (RX, TX, CTRL_QUEUE):

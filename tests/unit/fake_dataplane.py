@@ -103,6 +103,7 @@ class FakePlane:
         self.kick_override: dict[int, int | None] = {}
         self.restored: list[int] = []
         self.broken: list[int] = []
+        self.due: set[int] = set()
         self.violations: list[Any] = []
         self.commands: list[bytes] = []
         self.acks: list[bytes] = []
@@ -141,7 +142,6 @@ class FakePlane:
 
     def stop_queue(self, index: int) -> tuple[int, int]:
         self.calls.append(("stop", index))
-        self.broken = [queue for queue in self.broken if queue != index]
         started = self.running.pop(index, (0,) * 7)
         return self.final.get(index, (started[4], started[5]))
 
@@ -199,8 +199,12 @@ class FakePlane:
         taken, self.violations = self.violations, []
         return taken
 
-    def broken_queues(self) -> list[int]:
-        return list(self.broken)
+    def take_broken_queues(self) -> list[int]:
+        taken, self.broken = self.broken, []
+        return taken
+
+    def is_interrupt_due(self, index: int) -> bool:
+        return index in self.due
 
     def close(self) -> None:
         for fd in (self._event, *self._kicks):

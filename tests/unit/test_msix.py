@@ -138,6 +138,46 @@ def test_needs_reset_raises_the_configuration_vector(rig: FakeRig, fds: list[int
     assert signals(fds[3]) == 1
 
 
+def pending(rig: FakeRig) -> int:
+    return int.from_bytes(rig.device.region_read(1, 0x800, 8), "little")
+
+
+def test_configuration_interrupt_without_an_eventfd_is_pending_and_delivered_later(
+    rig: FakeRig, fds: list[int]
+) -> None:
+    rig.set_common("config_msix_vector", 3)
+    rig.device._virtio.needs_reset("test", "a test asks for it")
+    assert pending(rig) == 1 << 3
+    rig.device.set_irqs(0, fds[:3])
+    assert pending(rig) == 1 << 3
+    rig.device.set_irqs(3, fds[3:])
+    assert pending(rig) == 0
+    assert [signals(fd) for fd in fds] == [0, 0, 0, 1]
+
+
+def test_queue_interrupt_without_an_eventfd_is_pending(rig: FakeRig) -> None:
+    rig.set_common("queue_select", 1)
+    rig.set_common("queue_msix_vector", 2)
+    rig.plane.due.add(1)
+    assert pending(rig) == 1 << 2
+    assert rig.device.region_read(1, 0x801, 1) == b"\0"
+
+
+def test_nothing_is_pending_after_a_reset(rig: FakeRig, fds: list[int]) -> None:
+    rig.set_common("config_msix_vector", 3)
+    rig.device._virtio.needs_reset("test", "a test asks for it")
+    rig.set_common("device_status", 0)
+    rig.device.set_irqs(0, fds)
+    assert [signals(fd) for fd in fds] == [0, 0, 0, 0]
+
+
+def test_vector_without_an_eventfd_that_is_triggered_is_not_kept(rig: FakeRig, fds: list[int]) -> None:
+    rig.device.trigger_irqs(0, [True] * 4)
+    assert pending(rig) == 0
+    rig.device.set_irqs(0, fds)
+    assert [signals(fd) for fd in fds] == [0, 0, 0, 0]
+
+
 def test_full_pipe_as_eventfd_does_not_hang_the_device(rig: FakeRig) -> None:
     read_end, write_end = os.pipe()
     try:

@@ -213,8 +213,14 @@ impl DataPlane {
         convert::violations(py, entries)
     }
 
-    fn broken_queues(&self, py: Python<'_>) -> Vec<u16> {
-        py.detach(|| self.plane.broken_queues())
+    fn take_broken_queues(&self, py: Python<'_>) -> Vec<u16> {
+        py.detach(|| self.plane.take_broken_queues())
+    }
+
+    fn is_interrupt_due(&self, py: Python<'_>, index: u16) -> PyResult<bool> {
+        self.plane
+            .is_interrupt_due(index)
+            .map_err(|error| convert::to_py(py, &error))
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {

@@ -4,12 +4,12 @@
 The table and its mask bits are storage only. A VMM (QEMU as well as kernel VFIO) keeps the guest from the
 real table, emulates it, and binds or unbinds the eventfd of a vector as the guest unmasks or masks it; what
 the device finds in its own table says nothing about what the guest wants. So a vector is delivered when an
-eventfd is bound.
+eventfd is bound, and pending until then: the pending bits (PBA) say so, and QEMU reads them here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from vdpa_net.device.access import Place
 from vdpa_net.device.registers import RegisterBlock, Storage
@@ -23,9 +23,19 @@ PAGE = 4096
 
 
 class Msix:
-    """The vectors of one function. `on_change` is called after the eventfds of vectors have changed."""
+    """The vectors of one function.
 
-    def __init__(self, vectors: int, violations: ViolationLog, on_change: Callable[[range], None]) -> None:
+    `on_change` is called after the eventfds of vectors have changed. `also_due` gives vectors that the data
+    plane holds something back for.
+    """
+
+    def __init__(
+        self,
+        vectors: int,
+        violations: ViolationLog,
+        on_change: Callable[[range], None],
+        also_due: Callable[[], Iterable[int]] = tuple,
+    ) -> None:
         self.vectors = vectors
         self.pba_offset = _round_up(vectors * pci.MSIX_ENTRY_SIZE, 0x800)
         self.bar_size = power_of_two(max(PAGE, self.pba_offset + _round_up(vectors, 64) // 8))
@@ -36,10 +46,13 @@ class Msix:
         self._fds: list[int | None] = [None] * vectors
         self._masks = VectorMasks()
         self._on_change = on_change
+        self._also_due = also_due
 
     def read(self, offset: int, count: int) -> bytes:
-        """Bytes of the MSI-X BAR. Pending bits read 0: nothing is held back here."""
-        return self._table.read(offset, count)
+        """Bytes of the MSI-X BAR."""
+        if offset < self.pba_offset:
+            return self._table.read(offset, count)
+        return (self._pending() >> 8 * (offset - self.pba_offset)).to_bytes(self.bar_size, "little")[:count]
 
     def write(self, offset: int, data: bytes) -> None:
         """Write to the table; the pending bits are read-only (PCIe 7.7.2.9)."""
@@ -65,7 +78,10 @@ class Msix:
         duplicates = duplicate(fds)
         old = self._fds[start : start + len(fds)]
         self._fds[start : start + len(fds)] = duplicates
-        self._on_change(range(start, start + len(fds)))
+        bound = range(start, start + len(fds))
+        self._on_change(bound)
+        for vector in self._masks.take_due(vector for vector in bound if self.fd(vector) is not None):
+            self.raise_vector(vector)
         close(old)
 
     def unbind_all(self) -> None:
@@ -94,20 +110,26 @@ class Msix:
         """Raise the vectors whose flag is set. Raises AccessError for vectors that are not there."""
         self._check(start, len(flags))
         for vector, flag in enumerate(flags, start):
-            if flag:
+            if flag and (self._fds[vector] is not None or self._masks.is_masked(vector)):
                 self.raise_vector(vector)
 
     def raise_vector(self, vector: int) -> bool:
-        """Signal a vector's eventfd; False if there is none, or the vector is masked (then it is due)."""
-        if self._masks.is_masked(vector):
-            self._masks.hold(vector)
-            return False
+        """Signal a vector's eventfd. False if there is none, or the vector is masked: then it is due."""
         fd = self.fd(vector)
+        if fd is None and 0 <= vector < self.vectors:
+            self._masks.hold(vector)
         return fd is not None and signal(fd)
+
+    def forget_due(self) -> None:
+        """What there was to announce is gone with a reset."""
+        self._masks.take_due(range(self.vectors))
 
     def reset(self) -> None:
         """Table entries to their reset values. Bound eventfds stay: they are the VMM's, not the driver's."""
         self._storage.reset()
+
+    def _pending(self) -> int:
+        return sum(1 << vector for vector in {*self._masks.due, *self._also_due()} if vector < self.vectors)
 
     def _check(self, start: int, count: int) -> None:
         if start < 0 or start + count > self.vectors:

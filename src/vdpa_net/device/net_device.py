@@ -90,7 +90,7 @@ class NetDevice:
         )
         self.violations = ViolationLog(self._pull_violations)
         self._dma = DmaMaps(self.space)
-        self._msix = Msix(self.num_vectors, self.violations, self._vectors_bound)
+        self._msix = Msix(self.num_vectors, self.violations, self._vectors_bound, self._vectors_due)
         self._virtio = VirtioNet(
             self.options,
             backend,
@@ -319,6 +319,9 @@ class NetDevice:
 
     def _vectors_bound(self, vectors: range) -> None:  # noqa: ARG002
         self._virtio.vectors_changed()
+
+    def _vectors_due(self) -> set[int]:
+        return self._virtio.vectors_due()
 
     def _on_signal(self, key: str) -> None:
         with self._lock:

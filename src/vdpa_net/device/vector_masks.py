@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from vdpa_net.errors import AccessError
 
@@ -28,8 +28,19 @@ class VectorMasks:
         return vector in self._masked
 
     def hold(self, vector: int) -> None:
-        """A masked vector is due."""
+        """A vector that is masked, or has no eventfd, is due."""
         self._due.add(vector)
+
+    @property
+    def due(self) -> frozenset[int]:
+        """Vectors that are held back."""
+        return frozenset(self._due)
+
+    def take_due(self, vectors: Iterable[int]) -> list[int]:
+        """Those of the vectors that are due, which they are no longer then."""
+        due = [vector for vector in vectors if vector in self._due]
+        self._due.difference_update(due)
+        return due
 
     def set(self, vectors: Sequence[int], *, masked: bool) -> list[int]:
         """Mask or unmask vectors and signal the eventfds bound to that.
@@ -44,9 +55,7 @@ class VectorMasks:
                 self._masked.discard(vector)
             if (fd := self._fds.get((vector, masked))) is not None:
                 signal(fd)
-        due = [] if masked else [vector for vector in changed if vector in self._due]
-        self._due.difference_update(due)
-        return due
+        return [] if masked else self.take_due(changed)
 
     def bind(self, start: int, fds: Sequence[int | None], *, masked: bool) -> None:
         """Signal these eventfds (duplicated) when vectors from `start` on become masked, or unmasked.

@@ -134,6 +134,7 @@ class VirtioNet:
             self.serve_control_queue()
         self.queues.stop(queue)
         queue.enabled = False
+        self.check_queues()
         self._follow_queues()
 
     def _follow_queues(self) -> None:
@@ -148,6 +149,9 @@ class VirtioNet:
         """Back to the state of a fresh device, except for the VMM's interrupts and maps. A log barrier."""
         self.announcer.cancel()
         self.queues.reset()
+        # What broke before the reset needs none any more, and what it had to announce is gone.
+        self._plane.take_broken_queues()
+        self._msix.forget_due()
         self._set_multiqueue(True)
         self._calls = [None] * self.queues.total
         if self.lm is not None:
@@ -168,6 +172,10 @@ class VirtioNet:
             if fd != self._calls[queue.index]:
                 self._calls[queue.index] = fd
                 self._plane.set_call(queue.index, fd)
+
+    def vectors_due(self) -> set[int]:
+        """Vectors of queues that have something to announce and no eventfd to do it by."""
+        return {queue.msix_vector for queue in self.queues if self._plane.is_interrupt_due(queue.index)}
 
     def kick(self, queue: int) -> None:
         """A doorbell was rung."""
@@ -193,9 +201,7 @@ class VirtioNet:
 
     def check_queues(self) -> None:
         """Ask for a reset if a queue broke."""
-        if self.common.status & Status.DEVICE_NEEDS_RESET:
-            return
-        broken = self._plane.broken_queues()
+        broken = self._plane.take_broken_queues()
         if broken:
             self.needs_reset("queues", f"broken queues: {broken}", record=False)
 

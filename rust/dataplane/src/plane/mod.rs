@@ -278,6 +278,11 @@ impl DataPlane {
         Ok(())
     }
 
+    /// Whether a queue has something to announce and no eventfd to do it by.
+    pub fn is_interrupt_due(&self, index: u16) -> Result<bool> {
+        Ok(self.target(index)?.queue().call.is_due())
+    }
+
     /// Raise a queue's interrupt, whatever suppression says.
     pub fn interrupt(&self, index: u16) -> Result<()> {
         self.target(index)?.queue().interrupt();
@@ -331,9 +336,9 @@ impl DataPlane {
         self.violations.take()
     }
 
-    /// The queues that a fault in their ring has stopped.
-    pub fn broken_queues(&self) -> Vec<u16> {
-        let broken = self.queues().filter(|queue| queue.is_broken());
+    /// The queues that a fault in their ring has stopped since the last call, restarted or not.
+    pub fn take_broken_queues(&self) -> Vec<u16> {
+        let broken = self.queues().filter(|queue| queue.take_broken());
         broken.map(Queue::index).collect()
     }
 

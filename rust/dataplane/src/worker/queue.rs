@@ -26,7 +26,7 @@ pub(crate) struct Queue {
     pub(crate) counters: QueueCounters,
     pub(crate) faults: Arc<QueueFaults>,
     is_running: AtomicBool,
-    is_broken: AtomicBool,
+    has_broken: AtomicBool,
     violations: Arc<ViolationLog>,
 }
 
@@ -40,7 +40,7 @@ impl Queue {
             counters: QueueCounters::default(),
             faults: Arc::default(),
             is_running: AtomicBool::new(false),
-            is_broken: AtomicBool::new(false),
+            has_broken: AtomicBool::new(false),
             violations,
         })
     }
@@ -58,8 +58,9 @@ impl Queue {
         self.is_running.load(Ordering::Acquire)
     }
 
-    pub(crate) fn is_broken(&self) -> bool {
-        self.is_broken.load(Ordering::Acquire)
+    /// Whether a fault in its ring has stopped it since the last call. A stop or a start in between changes nothing.
+    pub(crate) fn take_broken(&self) -> bool {
+        self.has_broken.swap(false, Ordering::AcqRel)
     }
 
     pub(crate) fn interrupt(&self) {
@@ -118,7 +119,6 @@ impl Slot {
         self.ring = Some(queue.faults.start(ring, config.restored));
         self.features = config.features;
         self.generation += 1;
-        queue.is_broken.store(false, Ordering::Release);
         queue.is_running.store(true, Ordering::Release);
         if config.restored {
             // A call that was lost in the switch-over must not hang the guest.
@@ -143,7 +143,6 @@ impl Slot {
     /// Take the ring out; what was in flight counts as not taken.
     pub(crate) fn stop(&mut self, queue: &Queue) -> RingState {
         self.take_out(queue);
-        queue.is_broken.store(false, Ordering::Release);
         self.last_state
     }
 
@@ -151,7 +150,7 @@ impl Slot {
     pub(crate) fn break_down(&mut self, queue: &Queue, space: &DmaSpace, fault: RingFault) {
         self.publish_what_is_done(queue, space);
         self.take_out(queue);
-        queue.is_broken.store(true, Ordering::Release);
+        queue.has_broken.store(true, Ordering::Release);
         queue.record(fault.into_violation(queue.index()));
     }
 

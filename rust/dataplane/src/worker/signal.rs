@@ -113,6 +113,11 @@ impl Call {
         }
     }
 
+    /// Whether an interrupt waits for an fd.
+    pub(crate) fn is_due(&self) -> bool {
+        self.0.lock().is_due
+    }
+
     /// Nothing is due any more: the ring that it was about is gone.
     pub(crate) fn forget(&self) {
         self.0.lock().is_due = false;
