@@ -129,12 +129,6 @@ _ALWAYS: dict[str, str] = {
 }
 """Switches that can be on only."""
 
-_NOT_YET: dict[str, str] = {
-    "packed": f"the packed ring {NOT_YET}",
-    "queue_reset": f"VIRTIO_F_RING_RESET {NOT_YET}",
-    "in_order": f"VIRTIO_F_IN_ORDER {NOT_YET}",
-}
-
 DEVICE: Final[Properties] = {
     "netdev": None,
     "id": None,
@@ -150,7 +144,7 @@ DEVICE: Final[Properties] = {
     "vectors": number(1, 2048),
     "mq": switch,
     "queues": refuse("belongs to --netdev, as in QEMU; the device has mq=on"),
-    **{name: only(False, reason) for name, reason in {**_REFUSED, **_NOT_YET}.items()},
+    **{name: only(False, reason) for name, reason in _REFUSED.items()},
     **{name: only(True, reason) for name, reason in _ALWAYS.items()},
     **dict.fromkeys((name for name in QEMU_PROPERTIES if name != "gso"), switch),
     "disable-legacy": one_of(("on", "auto", "yes", "true", "y"), _MODERN),

@@ -20,7 +20,7 @@ from vdpa_net.errors import OptionError
 from vdpa_net.option_syntax import Properties, read_all, split_options, switch
 from vdpa_net.option_tables import DEVICE, LOOPBACK, NULL, TAP, VMM_SIDE
 from vdpa_net.wire.lm import Profile
-from vdpa_net.wire.virtio_net import QEMU_PROPERTIES
+from vdpa_net.wire.virtio_net import OFF_BY_DEFAULT, QEMU_PROPERTIES
 
 DEFAULT_MTU = 1500
 """Bytes. QEMU's own default is none, as 0 is here."""
@@ -68,9 +68,9 @@ Netdev = TapNetdev | LoopbackNetdev | NullNetdev
 class NicDevice:
     """`virtio-net-pci`: what the guest is to see. `bus` and `addr` go into the printed QEMU arguments.
 
-    `host_mtu` 0 is none. `disabled_features` are the property names of the features that are switched off.
-    `vmm_side` are properties for the VMM that attaches the device. `profile` is no property of QEMU's, so it
-    comes from an option of its own.
+    `host_mtu` 0 is none. `disabled_features` are the property names of the features that are switched off,
+    `enabled_features` of those that QEMU has off and that are switched on. `vmm_side` are properties for the
+    VMM that attaches the device. `profile` is no property of QEMU's, so it comes from an option of its own.
     """
 
     netdev: str = ""
@@ -87,6 +87,7 @@ class NicDevice:
     vectors: int | None = None
     mq: bool = False
     disabled_features: frozenset[str] = field(default_factory=frozenset)
+    enabled_features: frozenset[str] = field(default_factory=frozenset)
     vmm_side: Mapping[str, object] = field(default_factory=dict, hash=False)
     profile: str | Profile = "vdpa"
 
@@ -139,7 +140,15 @@ def parse_device(text: str) -> NicDevice:
     switches = {name: values.pop(name) for name in QEMU_PROPERTIES if name in values}
     disabled = frozenset(name for name, on in switches.items() if not on)
     vmm_side = {name: values.pop(name) for name in VMM_SIDE if name in values}
-    return NicDevice(**values, disabled_features=disabled, vmm_side=vmm_side)  # type: ignore[arg-type]
+    enabled = frozenset(
+        name for name, on in switches.items() if on and QEMU_PROPERTIES[name] in OFF_BY_DEFAULT
+    )
+    return NicDevice(
+        **values,  # type: ignore[arg-type]
+        disabled_features=disabled,
+        enabled_features=enabled,
+        vmm_side=vmm_side,
+    )
 
 
 def check_pair(netdev: Netdev, device: NicDevice) -> None:

@@ -128,6 +128,7 @@ def make_device(device: NicDevice, backend: Backend) -> NetDevice:
         vectors=device.vectors,
         mq=device.mq,
         disabled_features=device.disabled_features | ({"mtu"} if device.host_mtu == 0 else set()),
+        enabled_features=device.enabled_features,
     )
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from vdpa_net.migration.checks import differing_pages
 from vdpa_net.testing.frames import MAX_FRAME_BYTES, MIN_FRAME_BYTES, FrameMint
 from vdpa_net.testing.guest_cpu import RX, TX, GuestCpu
-from vdpa_net.testing.guest_driver import WANTED
+from vdpa_net.testing.guest_driver import PACKED, WANTED
 from vdpa_net.testing.loopback_guest import LoopbackGuest
 from vdpa_net.testing.net_queues import Shapes
 from vdpa_net.wire import virtio_net, virtio_pci
@@ -23,8 +23,10 @@ FIRST_INDICES = st.one_of(st.just(0), st.integers(0xFFC0, 0xFFFF), st.integers(1
 few = settings(max_examples=25, deadline=None)
 
 
-def guest_without(absent: set[int], *, seed: int, queue_size: int, first_index: int) -> LoopbackGuest:
-    features = WANTED & ~virtio_net.bits(absent)
+def guest_without(
+    absent: set[int], *, packed: bool, seed: int, queue_size: int, first_index: int
+) -> LoopbackGuest:
+    features = (WANTED | (PACKED if packed else 0)) & ~virtio_net.bits(absent)
     return LoopbackGuest(seed=seed, features=features, queue_size=queue_size, first_index=first_index)
 
 
@@ -46,11 +48,14 @@ def send_in_turns(guest: LoopbackGuest, sizes: list[int], seed: int) -> None:
     seed=st.integers(0, 2**16),
     queue_size=st.sampled_from([64, 128, 256]),
     first_index=FIRST_INDICES,
+    packed=st.booleans(),
 )
 def test_every_page_that_the_device_writes_is_marked(
-    sizes: list[int], absent: set[int], seed: int, queue_size: int, first_index: int
+    *, sizes: list[int], absent: set[int], seed: int, queue_size: int, first_index: int, packed: bool
 ) -> None:
-    with guest_without(absent, seed=seed, queue_size=queue_size, first_index=first_index) as guest:
+    with guest_without(
+        absent, packed=packed, seed=seed, queue_size=queue_size, first_index=first_index
+    ) as guest:
         guest.start()
         numbers = guest.memory.page_numbers()
         guest.memory.track_cpu_writes()
@@ -69,18 +74,20 @@ def test_every_page_that_the_device_writes_is_marked(
 
 
 @few
-@given(first_index=FIRST_INDICES, sizes=SIZES, seed=st.integers(0, 2**16))
-def test_restored_ring_goes_on_at_its_index(first_index: int, sizes: list[int], seed: int) -> None:
-    with LoopbackGuest(seed=seed, first_index=first_index) as guest:
+@given(first_index=FIRST_INDICES, sizes=SIZES, seed=st.integers(0, 2**16), packed=st.booleans())
+def test_restored_ring_goes_on_at_its_index(
+    first_index: int, sizes: list[int], seed: int, packed: bool
+) -> None:
+    with guest_without(set(), packed=packed, seed=seed, queue_size=256, first_index=first_index) as guest:
         guest.start()
         send_in_turns(guest, sizes, seed)
         states = guest.stop()
         rings = guest.driver.rings
-        assert states == {queue: rings[queue].used_idx * 0x10001 for queue in (RX, TX)}
-        assert rings[TX].used_idx == (first_index + len(sizes)) % 0x10000
+        assert states == {queue: rings[queue].state for queue in (RX, TX)}
+        assert packed or rings[TX].used_idx == (first_index + len(sizes)) % 0x10000
         guest.move(states)
         send_in_turns(guest, sizes, seed + 1)
-        assert guest.driver.rings[TX].used_idx == (first_index + 2 * len(sizes)) % 0x10000
+        assert packed or rings[TX].used_idx == (first_index + 2 * len(sizes)) % 0x10000
         assert guest.device.violations.entries == []
 
 
@@ -91,11 +98,15 @@ def test_restored_ring_goes_on_at_its_index(first_index: int, sizes: list[int], 
     frames=st.integers(1, 60),
     plain=st.booleans(),
     stops=st.integers(1, 3),
+    packed=st.booleans(),
 )
 def test_stop_under_load_loses_and_repeats_nothing(
-    first_index: int, seed: int, frames: int, plain: bool, stops: int
+    *, first_index: int, seed: int, frames: int, plain: bool, stops: int, packed: bool
 ) -> None:
-    with LoopbackGuest(seed=seed, first_index=first_index, shapes=Shapes(plain=plain)) as guest:
+    features = WANTED | (PACKED if packed else 0)
+    with LoopbackGuest(
+        seed=seed, first_index=first_index, shapes=Shapes(plain=plain), features=features
+    ) as guest:
         guest.start()
         cpu = GuestCpu(guest.driver.queues, seed=seed)
         try:
@@ -105,7 +116,7 @@ def test_stop_under_load_loses_and_repeats_nothing(
                 cpu.pause(leave_unsent=6)
                 # Transmit first: what is drained comes back while receive buffers last.
                 states = guest.stop((TX, RX))
-                assert states == {queue: guest.driver.rings[queue].used_idx * 0x10001 for queue in (RX, TX)}
+                assert states == {queue: guest.driver.rings[queue].state for queue in (RX, TX)}
                 guest.move(states)
             cpu.run(guest.driver.wires(), sending=False)
             cpu.stop_sending()

@@ -28,7 +28,7 @@ from spec.direct import (
 )
 from vdpa_net.errors import DmaError
 from vdpa_net.testing.dirty_log import DirtyLog
-from vdpa_net.testing.split_ring import Segment
+from vdpa_net.testing.ring import Segment
 from vdpa_net.wire import virtio_net, virtio_pci
 from vdpa_net.wire.lm import VDPA
 

@@ -148,7 +148,7 @@ def test_the_trace_says_what_a_driver_does(rig: FakeRig, lines: list[str]) -> No
         "W common_cfg.device_status 0x00 reset",
         "W common_cfg.device_status 0x0b ACKNOWLEDGE|DRIVER|FEATURES_OK",
         "W common_cfg.device_feature_select 0x00000001",
-        "R common_cfg.device_feature[1] 0x00000003 VERSION_1|ACCESS_PLATFORM",
+        "R common_cfg.device_feature[1] 0x00000103 VERSION_1|ACCESS_PLATFORM|RING_RESET",
         "W common_cfg.queue_select 0x0001",
         "R common_cfg.queue_size[q1] 0x0100 256",
         "W notify.doorbell[1] 0x0001",

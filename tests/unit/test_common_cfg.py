@@ -138,7 +138,6 @@ def test_enabled_queue_does_not_take_a_new_setup(rig: FakeRig) -> None:
         "config_generation",
         "queue_notify_off",
         "queue_notif_config_data",
-        "queue_reset",
         "admin_queue_index",
         "admin_queue_num",
     ],

@@ -109,7 +109,8 @@ def test_every_property_of_qemus_device_is_known(name: str) -> None:
 
 
 def test_every_property_that_is_known_is_qemus_or_ours() -> None:
-    assert set(DEVICE) | set(VMM_SIDE) == {*QEMUS_PROPERTIES, "id", "bus", "vdpa", "queues"}
+    ours = {"id", "bus", "vdpa", "queues", "order_platform"}
+    assert set(DEVICE) | set(VMM_SIDE) == {*QEMUS_PROPERTIES, *ours}
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,7 @@ def test_sizes_and_vectors_are_numbers() -> None:
 
 
 def test_properties_that_ask_for_what_the_device_does_anyway_are_accepted() -> None:
-    asked = "virtio-net-pci,disable-legacy=on,disable-modern=off,packed=off,mq=off,rss=off,tx=bh"
+    asked = "virtio-net-pci,disable-legacy=on,disable-modern=off,mq=off,rss=off,tx=bh"
     assert parse_device(asked) == NicDevice()
 
 
@@ -217,7 +218,6 @@ def test_a_bad_netdev_is_refused_by_name(text: str, words: list[str]) -> None:
         ("e1000,netdev=a", ["'e1000'", "expected virtio-net-pci"]),
         ("virtio-net-pci,vpda=on", ["'vpda'", "did you mean 'vdpa'?"]),
         ("virtio-net-pci,bogus=1", ["unknown property 'bogus'"]),
-        ("virtio-net-pci,packed=on", ["packed=on", "not supported yet"]),
         ("virtio-net-pci,mq=on,queues=2", ["queues=2", "belongs to --netdev"]),
         ("virtio-net-pci,disable-modern=on", ["disable-modern=on", "modern"]),
         ("virtio-net-pci,disable-legacy=off", ["disable-legacy=off", "modern"]),
@@ -316,3 +316,13 @@ def test_a_vhost_socket_is_listened_on_or_connected_to(text: str, client: bool, 
 def test_an_impossible_vhost_socket_is_refused_by_name(text: str, client: bool, what: str) -> None:
     with pytest.raises(OptionError, match=what):
         parse_vhost_socket(text, client=client)
+
+
+def test_features_that_are_off_by_default_are_switched_on_by_name() -> None:
+    device = parse_device("virtio-net-pci,packed=on,in_order=on,order_platform=on,queue_reset=on,csum=on")
+    assert device.enabled_features == {"packed", "in_order", "order_platform"}
+    assert device.disabled_features == set()
+    assert parse_device("virtio-net-pci,packed=off,queue_reset=off").disabled_features == {
+        "packed",
+        "queue_reset",
+    }

@@ -15,7 +15,8 @@ from vdpa_net.testing.frames import FrameMint, is_stamped, read_stamp
 from vdpa_net.testing.guest_cpu import GuestCpu, Wires
 from vdpa_net.testing.guest_memory import GuestMemory
 from vdpa_net.testing.net_queues import NetQueues, Shapes
-from vdpa_net.testing.split_ring import DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Segment, SplitRing
+from vdpa_net.testing.ring import DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Segment
+from vdpa_net.testing.split_ring import SplitRing
 
 MIB = 1 << 20
 

@@ -13,6 +13,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     options.add_faults(parser)
     options.add_seed(parser)
     options.add_json(parser)
+    parser.add_argument(
+        "--packed", action="store_true", help="packed rings (virtio 1.3, 2.8) instead of split ones"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -22,5 +25,9 @@ def run(arguments: argparse.Namespace) -> int:
     from vdpa_net.testing.log_test import run_log_test  # noqa: PLC0415
 
     return run_log_test(
-        seed=arguments.seed, faults=arguments.fault, json_path=arguments.json, console=Console()
+        seed=arguments.seed,
+        faults=arguments.fault,
+        json_path=arguments.json,
+        console=Console(),
+        packed=arguments.packed,
     )

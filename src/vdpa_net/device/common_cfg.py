@@ -20,7 +20,7 @@ from vdpa_net.wire.virtio_net import (
     feature_names,
     unmet_requirements,
 )
-from vdpa_net.wire.virtio_pci import F_VERSION_1, MSI_NO_VECTOR, Status
+from vdpa_net.wire.virtio_pci import F_RING_RESET, F_VERSION_1, MSI_NO_VECTOR, Status
 
 _WORD = (1 << 32) - 1
 _QUEUE_FIELDS = {"queue_desc": "desc", "queue_driver": "driver", "queue_device": "device"}
@@ -40,6 +40,9 @@ class Controller(Protocol):
 
     def disable_queue(self, queue: Queue) -> None:
         """queue_enable becomes 0: on return the queue has stopped."""
+
+    def reset_queue(self, queue: Queue) -> None:
+        """1 was written to queue_reset: on return the queue has stopped and is as after a device reset."""
 
     def reset_device(self) -> None:
         """0 was written to device_status. Ends with `CommonCfg.reset`."""
@@ -87,6 +90,7 @@ class CommonCfg:
             "queue_size": self._store_queue_size,
             "queue_msix_vector": self._store_queue_vector,
             "queue_enable": self._store_queue_enable,
+            "queue_reset": self._store_queue_reset,
             **{name: self._store_address(name) for name in _QUEUE_FIELDS},
         }
 
@@ -136,8 +140,9 @@ class CommonCfg:
             "queue_driver": queue.driver,
             "queue_device": queue.device,
         }
-        # queue_notif_config_data and queue_reset exist only with features of their own, the admin queues
-        # (4.1.4.3.1) with ADMIN_VQ: without those they read 0.
+        # queue_notif_config_data exists only with a feature of its own, the admin queues (4.1.4.3.1) with
+        # ADMIN_VQ: without those they read 0. queue_reset reads 1 while a reset is under way, and a reset is
+        # over before anything else is answered.
         return values.get(name, 0)
 
     def _selected(self) -> Queue | None:
@@ -188,8 +193,10 @@ class CommonCfg:
         queue = self._writable_queue("queue_size", value)
         if queue is None:
             return
-        if value & (value - 1) or not 0 < value <= min(queue.max_size, QUEUE_SIZE_MAX):
-            detail = f"expected a power of 2 up to {queue.max_size}"
+        odd = bool(value & (value - 1)) and not self.queues.is_packed
+        if odd or not 0 < value <= min(queue.max_size, QUEUE_SIZE_MAX):
+            kind = "1 to" if self.queues.is_packed else "a power of 2 up to"
+            detail = f"expected {kind} {queue.max_size}"
             self._record("bad_queue_size", value, "4.1.4.3.2", detail)
             return
         queue.size = value
@@ -213,6 +220,17 @@ class CommonCfg:
             self._controller.enable_queue(queue)
         elif not value and queue.enabled:
             self._controller.disable_queue(queue)
+
+    def _store_queue_reset(self, value: int) -> None:
+        queue = self._existing_queue("queue_reset", value)
+        if queue is None:
+            return
+        if not self.features >> F_RING_RESET & 1:
+            self._record("queue_reset_not_negotiated", value, "4.1.4.3", f"queue {queue.index}")
+        elif value != 1:
+            self._record("bad_queue_reset", value, "4.1.4.3.2", f"queue {queue.index}, expected 1")
+        else:
+            self._controller.reset_queue(queue)
 
     def _store_status(self, value: int) -> None:
         if value == 0:

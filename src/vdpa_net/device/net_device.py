@@ -61,6 +61,7 @@ class NetDevice:
         vectors: int | None = None,
         mq: bool = False,
         disabled_features: frozenset[str] = frozenset(),
+        enabled_features: frozenset[str] = frozenset(),
         engine: Engine | None = None,
     ) -> None:
         self.options = check_options(
@@ -76,6 +77,7 @@ class NetDevice:
             mq=mq,
             backend_pairs=backend.queue_pairs,
             disabled_features=disabled_features,
+            enabled_features=enabled_features,
         )
         engine = engine or native_engine()
         self._lock = threading.RLock()

@@ -36,6 +36,7 @@ _OFFERED = virtio_net.bits(
         virtio_pci.F_INDIRECT_DESC,
         virtio_pci.F_EVENT_IDX,
         virtio_pci.F_VERSION_1,
+        virtio_pci.F_RING_RESET,
     )
 )
 
@@ -85,6 +86,7 @@ def check_options(
     mq: bool,
     backend_pairs: int,
     disabled_features: frozenset[str],
+    enabled_features: frozenset[str] = frozenset(),
 ) -> NetOptions:
     """The options, checked. Raises OptionError, which names the one that is impossible."""
     if not virtio_net.MTU_MIN <= mtu <= virtio_net.MTU_MAX:
@@ -108,7 +110,7 @@ def check_options(
         rx_queue_size=rx_queue_size,
         tx_queue_size=tx_queue_size,
         vectors=default_vectors if vectors is None else vectors,
-        features=_offered(iommu_platform, mq, disabled_features),
+        features=_offered(iommu_platform, mq, disabled_features, enabled_features),
         queue_pairs=queue_pairs,
     )
     _check_profile(options)
@@ -134,8 +136,15 @@ def _check_profile(options: NetOptions) -> None:
         )
 
 
-def _offered(iommu_platform: bool, mq: bool, disabled_features: frozenset[str]) -> int:
+def _offered(
+    iommu_platform: bool, mq: bool, disabled_features: frozenset[str], enabled_features: frozenset[str]
+) -> int:
     features = _OFFERED | iommu_platform << virtio_pci.F_ACCESS_PLATFORM | mq << virtio_net.F_MQ
+    for name in enabled_features:
+        bit = virtio_net.feature_bit(name)
+        if not features >> bit & 1 and bit not in virtio_net.OFF_BY_DEFAULT:
+            raise OptionError(f"the device has no {name} to switch on")
+        features |= 1 << bit
     features &= ~virtio_net.bits(virtio_net.feature_bit(name) for name in disabled_features)
     if not features >> virtio_net.F_CTRL_VQ & 1:
         features &= ~virtio_net.USELESS_WITHOUT_CONTROL_QUEUE

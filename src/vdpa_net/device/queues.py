@@ -144,6 +144,12 @@ class QueueSet:
         queue.stopped = True
         self._emit("queue_stopped", {"queue": queue.index, **_indices(queue.ring_state)})
 
+    def reset_queue(self, queue: Queue) -> None:
+        """Stop one queue and return it to its initial state (virtio 1.3, 2.6.1)."""
+        self.stop(queue)
+        self._queues[queue.index] = Queue(queue.index, queue.max_size)
+        self._emit("queue_reset", {"queue": queue.index})
+
     def reset(self) -> None:
         """Stop everything and return every queue to its initial state."""
         for queue in self._queues:

@@ -145,6 +145,11 @@ class VirtioNet:
         except BackendError as error:
             self.needs_reset("backend", str(error))
 
+    def reset_queue(self, queue: Queue) -> None:
+        """Stop a queue and forget its state, its addresses and its vector."""
+        self.queues.reset_queue(queue)
+        self.vectors_changed()
+
     def reset_device(self) -> None:
         """Back to the state of a fresh device, except for the VMM's interrupts and maps. A log barrier."""
         self.announcer.cancel()

@@ -8,7 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class QueueSetup:
-    """One split queue: addresses are guest physical, `used_idx` is the one in memory."""
+    """One queue. Addresses are guest physical: `descriptor`, `available` and `used` are the descriptor, the
+    driver and the device area. Of a split queue `used_idx` is the one in memory; the indices of a packed one
+    are in the vhost encoding (offset in bits 14:0, wrap counter in bit 15).
+    """
 
     index: int
     size: int

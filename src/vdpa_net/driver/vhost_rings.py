@@ -26,6 +26,8 @@ from vdpa_net.driver.timers import Timer
 from vdpa_net.driver.vdpa_driver import VdpaDriver
 from vdpa_net.driver.vring import Vring, close_fd
 from vdpa_net.errors import ProtocolError, VdpaNetError
+from vdpa_net.wire import virtio_pci
+from vdpa_net.wire.lm import initial_ring_state, pack_ring_state, unpack_ring_state
 from vdpa_net.wire.vhost_user import VringAddresses
 
 GRACE_S: Final = 0.2
@@ -65,10 +67,11 @@ class VhostRings:
         self.on_start: Callable[[], None] = lambda: None
 
     def set_num(self, index: int, num: int) -> None:
-        """Ring size: a power of two up to the device's."""
+        """Ring size up to the device's; that of a split ring is a power of two."""
         limit = self._max_size
-        if num == 0 or num & (num - 1) or num > limit:
-            raise ProtocolError(f"SET_VRING_NUM: {num} descriptors, expected a power of two up to {limit}")
+        if not 0 < num <= limit or (num & (num - 1) and not self._is_packed):
+            kind = "1" if self._is_packed else "a power of two"
+            raise ProtocolError(f"SET_VRING_NUM: {num} descriptors, expected {kind} up to {limit}")
         self._stopped_ring(index, "SET_VRING_NUM").num = num
 
     def set_addresses(self, addresses: VringAddresses) -> None:
@@ -81,7 +84,7 @@ class VhostRings:
 
     def set_base(self, index: int, num: int) -> None:
         """Where the ring starts."""
-        if num >= _VRING_IDX_LIMIT:
+        if num >= _VRING_IDX_LIMIT and not self._is_packed:
             raise ProtocolError(
                 f"SET_VRING_BASE: {num:#x} for a split ring, whose last_avail_idx has 16 bits"
             )
@@ -94,7 +97,7 @@ class VhostRings:
         self._forget_kick(vring)
         if self._driver.is_running and not any(item.is_started for item in self._vrings):
             self._driver.finish()
-        return vring.base
+        return self._base(vring)
 
     def set_kick(self, index: int, fd: int | None) -> None:
         """The guest's kick. Without a descriptor the ring would have to be polled: refused."""
@@ -222,27 +225,43 @@ class VhostRings:
         except VdpaNetError as error:
             self._complain(f"ring {vring.index}, which is disabled, is left alone: {error}")
 
+    @property
+    def _is_packed(self) -> bool:
+        return bool(self.device_features() >> virtio_pci.F_RING_PACKED & 1)
+
+    def _base(self, vring: Vring) -> int:
+        return initial_ring_state(packed=self._is_packed) if vring.base is None else vring.base
+
     def _stop(self, vring: Vring) -> None:
         if (timer := self._discard_later.pop(vring.index, None)) is not None:
             timer.cancel()
         if self._driver.is_enabled(vring.index):
-            vring.base = self._driver.stop_queue(vring.index)[0]
+            self._stopped_at(vring, self._driver.stop_queue(vring.index))
         elif self._discarder.has(vring.index):
-            vring.base = self._discarder.stop(vring.index)[0]
+            self._stopped_at(vring, self._discarder.stop(vring.index))
+
+    def _stopped_at(self, vring: Vring, state: tuple[int, int]) -> None:
+        vring.base = pack_ring_state(*state) if self._is_packed else state[0]
 
     def _setup(self, vring: Vring) -> QueueSetup:
         descriptor, available, used = self._ring_addresses(vring)
-        used_idx = self._memory.u16(used + _IDX_OFFSET)
-        return QueueSetup(vring.index, vring.num, descriptor, available, used, vring.base, used_idx)
+        last_avail_idx, used_idx = unpack_ring_state(self._base(vring))
+        if not self._is_packed:
+            used_idx = self._memory.u16(used + _IDX_OFFSET)
+        elif not used_idx:
+            # Front ends that know one index only (DPDK's virtio_user) leave the used half 0.
+            used_idx = last_avail_idx
+        return QueueSetup(vring.index, vring.num, descriptor, available, used, last_avail_idx, used_idx)
 
     def _ring_addresses(self, vring: Vring) -> tuple[int, int, int]:
-        """Guest addresses of descriptor table, available and used ring (sizes: virtio 1.3, 2.7)."""
+        """Guest addresses of descriptor, driver and device area (sizes: virtio 1.3, 2.7 and 2.8.10.1)."""
         assert vring.addresses is not None
         given, num = vring.addresses, vring.num
+        driver_bytes, device_bytes = (4, 4) if self._is_packed else (6 + 2 * num, 6 + 8 * num)
         parts = (
-            (given.descriptor, 16 * num, "descriptor table"),
-            (given.available, 6 + 2 * num, "available ring"),
-            (given.used, 6 + 8 * num, "used ring"),
+            (given.descriptor, 16 * num, "descriptor area"),
+            (given.available, driver_bytes, "driver area"),
+            (given.used, device_bytes, "device area"),
         )
         descriptor, available, used = (
             self._memory.guest_address(address, size, f"{what} of ring {vring.index}")

@@ -12,7 +12,10 @@ from vdpa_net.wire.vhost_user import VringAddresses
 
 @dataclass
 class Vring:
-    """A ring: `base` is where it starts or stopped, descriptors are our own.
+    """A ring. File descriptors are our own.
+
+    `base` is where it starts or stopped, as SET_VRING_BASE has it: last_avail_idx of a split ring, both
+    indices of a packed one as LM_RING_STATE has them. None: where a ring starts that was never in use.
 
     It is started while it has a kick, and stopped by GET_VRING_BASE ("Ring states").
     """
@@ -20,7 +23,7 @@ class Vring:
     index: int
     num: int = 0
     addresses: VringAddresses | None = None
-    base: int = 0
+    base: int | None = None
     kick: int | None = None
     call: int | None = None
     err: int | None = None
@@ -48,7 +51,7 @@ class Vring:
 
     def forget_description(self) -> None:
         """What a device reset takes away; the eventfds for calls and errors stay."""
-        self.num, self.addresses, self.base, self.enabled = 0, None, 0, False
+        self.num, self.addresses, self.base, self.enabled = 0, None, None, False
         close_fd(self.kick)
         self.kick = None
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A vhost-user front end that behaves like QEMU's, for one net device with split rings."""
+"""A vhost-user front end that behaves like QEMU's, for one net device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Self
 from vdpa_net.errors import PeerError, ProtocolError
 from vdpa_net.testing.dirty_log import DirtyLog
 from vdpa_net.testing.guest_memory import GuestMemory
-from vdpa_net.testing.split_ring import SplitRing
+from vdpa_net.testing.ring import DriverRing
 from vdpa_net.testing.vhost_connection import (
     PROTOCOL_REPLY_ACK,
     FrontEndConnection,
@@ -30,6 +30,7 @@ F_MRG_RXBUF = 1 << 15
 F_INDIRECT_DESC = 1 << 28
 F_EVENT_IDX = 1 << 29
 F_VERSION_1 = 1 << 32
+F_RING_PACKED = 1 << 34
 
 WANTED_FEATURES = F_MRG_RXBUF | F_INDIRECT_DESC | F_EVENT_IDX | F_VERSION_1
 PROTOCOL_MQ, PROTOCOL_LOG_SHMFD, PROTOCOL_RARP, PROTOCOL_MTU = 1 << 0, 1 << 1, 1 << 2, 1 << 4
@@ -82,7 +83,7 @@ class VhostFrontEnd(FrontEndConnection):
         self,
         where: Path | str | socket.socket,
         memory: GuestMemory,
-        rings: Sequence[SplitRing],
+        rings: Sequence[DriverRing],
         *,
         features: int = WANTED_FEATURES,
         protocol_features: int = WANTED_PROTOCOL_FEATURES,
@@ -96,7 +97,7 @@ class VhostFrontEnd(FrontEndConnection):
         self.manners = manners or Manners()
         self.features = 0
         self.log: DirtyLog | None = None
-        self._wanted = features
+        self._wanted = features | (F_RING_PACKED if any(ring.is_packed for ring in self.rings) else 0)
         self.shared: int | None = None
         self._wanted_protocol = protocol_features
         self._slots: list[bytes] = []
@@ -107,8 +108,13 @@ class VhostFrontEnd(FrontEndConnection):
     # --- set-up, in QEMU's order ----------------------------------------------------------------
 
     def negotiate(self) -> None:
-        """Features and protocol features: what is wanted and offered. Raises PeerError for too few queues."""
+        """Features and protocol features: what is wanted and offered.
+
+        Raises PeerError for too few queues, and where the rings are packed and the back end knows split ones.
+        """
         offered = self.get_u64(Request.GET_FEATURES)
+        if self._wanted & F_RING_PACKED & ~offered:
+            raise PeerError(f"the back end offers {offered:#x}, without packed rings")
         self.features = offered & (self._wanted | F_PROTOCOL_FEATURES)
         if offered & F_PROTOCOL_FEATURES:
             self.protocol_features = self.get_u64(Request.GET_PROTOCOL_FEATURES) & self._wanted_protocol
@@ -145,14 +151,14 @@ class VhostFrontEnd(FrontEndConnection):
             self.request(Request.SET_MEM_TABLE, table, [self.memory.fd] * len(regions))
 
     def start(self, bases: Sequence[int] | None = None) -> None:
-        """Start the rings at these values of last_avail_idx (default: 0)."""
+        """Start the rings at these vring bases (default: where each ring stands)."""
         self._set_features()
         self.share_memory()
         if self.manners.enable_early:
             self._enable(range(len(self.rings)), 1)
         for index, ring in enumerate(self.rings):
             self.request(Request.SET_VRING_NUM, _STATE.pack(index, ring.size))
-            self.request(Request.SET_VRING_BASE, _STATE.pack(index, bases[index] if bases else 0))
+            self.request(Request.SET_VRING_BASE, _STATE.pack(index, bases[index] if bases else ring.base))
             self._set_vring_addr(index)
             self.request(Request.SET_VRING_KICK, _U64.pack(index), [self.kick_fds[index]])
             self.request(Request.SET_VRING_CALL, _U64.pack(index), [self.call_fds[index]])

@@ -21,7 +21,8 @@ from vdpa_net.errors import PeerError, StateError
 from vdpa_net.testing.guest_cpu import RX, TX, Wires
 from vdpa_net.testing.guest_memory import GuestMemory
 from vdpa_net.testing.net_queues import NetQueues, Shapes
-from vdpa_net.testing.split_ring import Segment, SplitRing
+from vdpa_net.testing.ring import Segment
+from vdpa_net.testing.ring_formats import allocate_ring
 from vdpa_net.wire import pci, virtio_net, virtio_pci
 from vdpa_net.wire.virtio_pci import COMMON_CFG, Status
 
@@ -44,6 +45,9 @@ WANTED = virtio_net.bits(
         virtio_net.F_MQ,
     )
 )
+
+PACKED = 1 << virtio_pci.F_RING_PACKED
+"""To be added to the features of a driver that is to use packed rings."""
 
 LM_LOGGING_CTRL, LM_BASE_ADDR, LM_END_ADDR, LM_RING_STATE = 0x00, 0x10, 0x18, 0x20
 _CONFIG_VECTOR = 0
@@ -83,8 +87,9 @@ class GuestDriver:
     ) -> None:
         """Uses `pairs` queue pairs, each with so many receive and transmit buffers as `slots` says.
 
-        MQ is negotiated for several pairs only. `timeout_s` is how long the device may take to reset or to
-        stop a queue.
+        MQ is negotiated for several pairs only. RING_PACKED among `features` makes the rings packed ones; a
+        device without it is then refused. `timeout_s` is how long the device may take to reset or to stop a
+        queue.
         """
         self.memory = memory
         self.pairs = pairs
@@ -95,10 +100,11 @@ class GuestDriver:
         self._shapes = shapes
         self.capabilities: dict[int, Capability] = {}
         self.attach(handle)
+        packed = bool(features & PACKED)
         self.rings = [
-            SplitRing.allocate(memory, queue_size, first_index=first_index, region=region)
+            allocate_ring(memory, queue_size, packed=packed, first_index=first_index, region=region)
             for _ in range(2 * pairs)
-        ] + [SplitRing.allocate(memory, 16, region=region)]
+        ] + [allocate_ring(memory, 16, packed=packed, region=region)]
         self.call_fds = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(1 + len(self.rings))]
         self._command = memory.allocate(4096, region=region)
         self._ack = memory.allocate(4096, region=region)
@@ -206,6 +212,8 @@ class GuestDriver:
             self.write_common("device_feature_select", half)
             offered |= self.read_common("device_feature") << 32 * half
         self.features = offered & self._wanted
+        if self._wanted & PACKED & ~offered:
+            raise PeerError(f"the device offers {offered:#x}, without the packed rings of this driver")
         for half in range(2):
             self.write_common("driver_feature_select", half)
             self.write_common("driver_feature", self.features >> 32 * half & 0xFFFF_FFFF)
@@ -249,6 +257,19 @@ class GuestDriver:
         """Write 0 to device_status and wait until it reads 0 (virtio 1.3, 4.1.4.3.2)."""
         self.write_common("device_status", 0)
         self._wait_until(lambda: self.read_common("device_status") == 0, "the device to finish its reset")
+
+    def reset_queue(self, queue: int) -> None:
+        """Reset one queue and start it again, empty (virtio 1.3, 2.6.1; needs RING_RESET)."""
+        self.write_common("queue_select", queue)
+        self.write_common("queue_reset", 1)
+        self._wait_until(
+            lambda: not self.read_common("queue_reset") and not self.read_common("queue_enable"),
+            f"the reset of queue {queue}",
+        )
+        self.rings[queue].reset()
+        if queue != self.ctrl:
+            self.net[queue // 2].forget(self.rings[queue])
+        self._doorbells[queue] = self._set_up_queue(queue, {})
 
     def kick(self, queue: int) -> None:
         """Ring the queue's doorbell."""

@@ -38,7 +38,7 @@ from vdpa_net.testing.guest_cpu import RX, TX, GuestCpu, Ledger, Wires
 from vdpa_net.testing.guest_memory import GuestMemory
 from vdpa_net.testing.net_queues import NetQueues
 from vdpa_net.testing.precopy import PreCopy
-from vdpa_net.testing.split_ring import SplitRing
+from vdpa_net.testing.ring_formats import allocate_ring
 from vdpa_net.testing.vhost_side import VhostSide
 
 if TYPE_CHECKING:
@@ -88,8 +88,10 @@ class LogTest:
         manners: Manners | None = None,
         *,
         over_vfio_user: bool = False,
+        packed: bool = False,
     ) -> None:
         """Raises OptionError for a fault that does not exist."""
+        self.packed = packed
         self._over_vfio_user = over_vfio_user
         self.seed = seed
         self.faults = [parse_fault(text, seed=seed) for text in faults]
@@ -114,12 +116,26 @@ class LogTest:
         enter = self._stack.enter_context
         self.memory_a, self.memory_b = (enter(GuestMemory(_LAYOUT)) for _ in range(2))
         self.source, self.destination = (
-            enter(VhostSide(directory / f"{name}.vhost", _MAC, faults, over_vfio_user=self._over_vfio_user))
+            enter(
+                VhostSide(
+                    directory / f"{name}.vhost",
+                    _MAC,
+                    faults,
+                    over_vfio_user=self._over_vfio_user,
+                    packed=self.packed,
+                )
+            )
             for name, faults in (("source", self.faults), ("destination", []))
         )
         # Both indices wrap in the course of the test.
         rings = [
-            SplitRing.allocate(self.memory_a, _RING_SIZE, first_index=0xFFC0 + self.seed % 32, region=1)
+            allocate_ring(
+                self.memory_a,
+                _RING_SIZE,
+                packed=self.packed,
+                first_index=0xFFC0 + self.seed % 32,
+                region=1,
+            )
             for _ in (RX, TX)
         ]
         queues = NetQueues(self.memory_a, rings[RX], rings[TX], seed=self.seed, region=1)
@@ -131,7 +147,7 @@ class LogTest:
         self.copy = PreCopy(self.memory_a, self.memory_b, self.log)
 
     def _run_on_source(self) -> None:
-        self.front_a.connect([ring.last_used_idx for ring in self.front_a.rings])
+        self.front_a.connect()
         self.guest.run(Wires(self.front_a.kick, self.front_a.call_fds))
         self.guest.wait_for_frames(_FRAMES_BEFORE, _PATIENCE_S, _IDLE_S)
 
@@ -150,7 +166,7 @@ class LogTest:
         rings, ledger = self.front_a.rings, self.guest.ledger
         # Frames complete in the order in which they were sent. Those that the device has already taken when
         # the stop begins lie in the loopback or in receive buffers, and the stop has to deliver them.
-        taken = len(ledger.completed) + (rings[TX].used_idx - rings[TX].last_used_idx) % 0x10000
+        taken = len(ledger.completed) + rings[TX].completed
         self.seen.in_flight = {f"vq{queue}": ring.in_flight for queue, ring in enumerate(rings)}
         self.seen.sent_in_gap = frozenset(ledger.sent[taken:])
         self.seen.frames_before_stop = len(ledger.sent)
@@ -213,7 +229,7 @@ class LogTest:
         observed: dict[str, int | None] = {
             "LM_RING_STATE after the stop, last_avail_idx": after[0],
             "LM_RING_STATE after the stop, used_idx": after[1],
-            "GET_VRING_BASE": seen.wire_bases[queue],
+            **self._wire_base(queue),
             "LM_RING_STATE at the destination before queue_enable, last_avail_idx": before[0],
             "LM_RING_STATE at the destination before queue_enable, used_idx": before[1],
             "place in the available ring of the destination's first completion": (
@@ -221,6 +237,12 @@ class LogTest:
             ),
         }
         return check_ring_state(queue, observed, seen.used_idx_in_ram[queue])
+
+    def _wire_base(self, queue: int) -> dict[str, int | None]:
+        base = self.seen.wire_bases[queue]
+        if not self.packed:
+            return {"GET_VRING_BASE": base}
+        return {"GET_VRING_BASE, avail": base & 0xFFFF, "GET_VRING_BASE, used": base >> 16}
 
     def _traffic_lines(self) -> list[Line]:
         ledger, queues = self.guest.ledger, self.guest.queues
@@ -247,6 +269,7 @@ class LogTest:
         written, marked = self.copy.written_by_device(), self.copy.marked_by_device()
         return {
             "seed": self.seed,
+            "packed": self.packed,
             "faults": [str(fault) for fault in self.faults],
             "pages_per_pass": self.copy.pages_copied,
             "pages_written_by_device": len(written),
@@ -262,17 +285,26 @@ class LogTest:
 
 
 def run_log_test(
-    *, seed: int, faults: list[str], json_path: Path | None, console: Console, manners: Manners | None = None
+    *,
+    seed: int,
+    faults: list[str],
+    json_path: Path | None,
+    console: Console,
+    manners: Manners | None = None,
+    packed: bool = False,
 ) -> int:
     """Migrate once, print the verdict, write it to `json_path`; returns the exit code of the verdict.
 
     Raises OptionError for a fault that does not exist.
     """
-    test = LogTest(seed, faults, manners)
+    test = LogTest(seed, faults, manners, packed=packed)
     with tempfile.TemporaryDirectory(prefix="vdpa-net-") as directory:
         verdict = test.run(Path(directory))
     faults_text = ", ".join(str(fault) for fault in test.faults) or "none"
-    console.print(f"log-test: two devices, loopback, seed {seed}, faults: {faults_text}", highlight=False)
+    rings = "packed" if packed else "split"
+    console.print(
+        f"log-test: two devices, loopback, {rings} rings, seed {seed}, faults: {faults_text}", highlight=False
+    )
     verdict.render(console)
     if json_path is not None:
         json_path.write_text(json.dumps(verdict.to_json(), indent=2) + "\n")

@@ -12,7 +12,7 @@ from vdpa_net.device.net_device import NetDevice
 from vdpa_net.driver.in_process import InProcessHandle
 from vdpa_net.testing.dirty_log import DirtyLog
 from vdpa_net.testing.guest_cpu import RX, TX
-from vdpa_net.testing.guest_driver import WANTED, GuestDriver
+from vdpa_net.testing.guest_driver import PACKED, WANTED, GuestDriver
 from vdpa_net.testing.guest_memory import GuestMemory
 from vdpa_net.testing.net_queues import Shapes
 
@@ -41,6 +41,7 @@ class LoopbackGuest:
             self.memory = building.enter_context(GuestMemory(_MEMORY))
             self.log = DirtyLog.for_memory_end(self.memory.regions[-1].end, 4096)
             building.callback(self.log.close)
+            self._packed = bool(features & PACKED)
             self.device, self.handle = self._make_device(building)
             self.driver = GuestDriver(
                 self.handle,
@@ -54,13 +55,12 @@ class LoopbackGuest:
             )
             building.callback(self.driver.close)
             self._stack = building.pop_all()
-        self._first_states = {queue: first_index << 16 | first_index for queue in (RX, TX) if first_index}
+        self._first_states = {queue: self.driver.rings[queue].state for queue in (RX, TX) if first_index}
 
-    @staticmethod
-    def _make_device(stack: ExitStack) -> tuple[NetDevice, InProcessHandle]:
+    def _make_device(self, stack: ExitStack) -> tuple[NetDevice, InProcessHandle]:
         backend = Loopback()
         stack.callback(backend.close)
-        device = NetDevice(backend, mac=MAC)
+        device = NetDevice(backend, mac=MAC, enabled_features=frozenset({"packed"} if self._packed else ()))
         stack.callback(device.close)
         handle = InProcessHandle(device)
         stack.callback(handle.close)

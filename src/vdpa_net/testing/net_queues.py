@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from vdpa_net.testing.guest_memory import GuestMemory
-from vdpa_net.testing.split_ring import Segment, SplitRing, Used
+from vdpa_net.testing.ring import DriverRing, Segment, Used
 
 HEADER_BYTES = 12
 """struct virtio_net_hdr with num_buffers (virtio 1.3, 5.1.6)."""
@@ -42,8 +42,8 @@ class NetQueues:
     def __init__(
         self,
         memory: GuestMemory,
-        rx: SplitRing,
-        tx: SplitRing,
+        rx: DriverRing,
+        tx: DriverRing,
         *,
         seed: int = 0,
         shapes: Shapes | None = None,
@@ -72,6 +72,16 @@ class NetQueues:
         self.memory = memory
         self.rx.move_to(memory)
         self.tx.move_to(memory)
+
+    def forget(self, ring: DriverRing) -> None:
+        """The ring was reset: its buffers are the driver's again, and a frame that was half there is gone."""
+        if ring is self.rx:
+            self._rx_free.extend(slot for slot, _ in self._rx_posted.values())
+            self._rx_posted.clear()
+            self._missing = 0
+        else:
+            self._tx_free.extend(slot for slot, _ in self._tx_posted.values())
+            self._tx_posted.clear()
 
     # --- receive --------------------------------------------------------------------------------
 

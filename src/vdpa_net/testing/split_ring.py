@@ -1,57 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """The driver's side of a split virtqueue (virtio 1.3, 2.7), in guest memory.
 
-The well-behaved operations are `add`, `publish`, `needs_kick`, `reap` and `arm`. The `poke_*` functions store
-whatever a broken or hostile driver might store. What the driver writes and what the device writes lies on
-different pages, so that memory can tell who wrote.
+What the driver writes and what the device writes lies on different pages, so that memory can tell who wrote.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from vdpa_net.errors import StateError
-from vdpa_net.testing.guest_memory import GuestMemory, full_barrier
+from vdpa_net.testing.guest_memory import PAGE_BYTES, GuestMemory, full_barrier
+from vdpa_net.testing.ring import (
+    DESC_F_INDIRECT,
+    DESC_F_NEXT,
+    DESC_F_WRITE,
+    INDIRECT_SEGMENTS_MAX,
+    DriverRing,
+    Segment,
+    Used,
+)
 
-DESC_F_NEXT = 1
-DESC_F_WRITE = 2
-DESC_F_INDIRECT = 4
 AVAIL_F_NO_INTERRUPT = 1
 USED_F_NO_NOTIFY = 1
-
-INDIRECT_SEGMENTS_MAX = 8
-"""Segments that an indirect table of this driver holds."""
 
 _DESC = struct.Struct("<QIHH")
 _USED_ELEM = struct.Struct("<II")
 _WRAP = 1 << 16
 
 
-class Segment(NamedTuple):
-    """One piece of a buffer: guest physical address, bytes, and whether the device writes it."""
+class SplitRing(DriverRing):
+    """A split virtqueue. Both indices begin at `first_index`, as those of a queue that has been in use."""
 
-    gpa: int
-    length: int
-    writable: bool = False
-
-
-class Used(NamedTuple):
-    """A used element: its place in the used ring, its head, the bytes written, and where the head had been
-    made available (None: the device returned a head that it did not own)."""
-
-    used_index: int
-    head: int
-    written: int
-    avail_index: int | None
-
-
-class SplitRing:
-    """A split virtqueue of `size` entries whose three areas lie at `desc`, `driver` and `device`.
-
-    Both indices begin at `first_index`, as those of a queue that has been in use.
-    """
+    is_packed = False
 
     def __init__(
         self,
@@ -65,22 +45,18 @@ class SplitRing:
         event_idx: bool = True,
         first_index: int = 0,
     ) -> None:
-        self.memory = memory
-        self.size = size
-        self.desc, self.driver, self.device = desc, driver, device
-        self.event_idx = event_idx
-        self.avail_idx = first_index % _WRAP
-        self.last_used_idx = first_index % _WRAP
-        self.unexpected: list[Used] = []
-        self._indirect = indirect
-        self._published = self.avail_idx
-        self._free = list(range(size))
-        self._owned: dict[int, list[int]] = {}
-        self._avail_index: dict[int, int] = {}
+        super().__init__(memory, size, desc, driver, device, indirect=indirect, event_idx=event_idx)
+        self._start(first_index % _WRAP)
         if first_index:
             memory.store_u16(driver + 2, self.avail_idx)
-            memory.store_u16(device + 2, self.last_used_idx)
+            memory.store_u16(device + 2, self._last_used_idx)
         self.arm()
+
+    def _start(self, index: int) -> None:
+        self.avail_idx = self._published = self._last_used_idx = index
+        self._free = list(range(self.size))
+        self._owned: dict[int, list[int]] = {}
+        self._avail_index: dict[int, int] = {}
 
     @classmethod
     def allocate(
@@ -109,6 +85,16 @@ class SplitRing:
         return self.memory.load_u16(self.device + 2)
 
     @property
+    def last_used_idx(self) -> int:
+        """The next used element that the driver will take."""
+        return self._last_used_idx
+
+    @property
+    def completed(self) -> int:
+        """Used elements, as memory says, that were not reaped yet."""
+        return (self.used_idx - self._last_used_idx) % _WRAP
+
+    @property
     def in_flight(self) -> int:
         """Chains that are published and, as memory says, not used yet."""
         return (self._published - self.used_idx) % _WRAP
@@ -118,24 +104,27 @@ class SplitRing:
         """Entries of the descriptor table that the driver owns."""
         return len(self._free)
 
+    @property
+    def base(self) -> int:
+        """What SET_VRING_BASE says: last_avail_idx."""
+        return self.used_idx
+
     def device_pages(self) -> range:
         """Guest pages of the used ring, which only the device writes."""
-        return range(self.device // 4096, (self.device + 6 + 8 * self.size - 1) // 4096 + 1)
+        return range(self.device // PAGE_BYTES, (self.device + 6 + 8 * self.size - 1) // PAGE_BYTES + 1)
 
-    def move_to(self, memory: GuestMemory) -> None:
-        """Go on in other memory that holds the same bytes: the guest has migrated."""
-        self.memory = memory
+    def pages_of(self, used: Used) -> set[int]:
+        """The pages of its used element and of used->idx."""
+        element = self.device + 4 + 8 * (used.used_index % self.size)
+        return {self.device // PAGE_BYTES, element // PAGE_BYTES, (element + 7) // PAGE_BYTES}
+
+    def event_page(self) -> int:
+        """The page of avail_event, or of the flags where EVENT_IDX was not negotiated."""
+        return (self.device + (4 + 8 * self.size if self.event_idx else 0)) // PAGE_BYTES
 
     def add(self, segments: Sequence[Segment], *, indirect: bool = False) -> int:
-        """Put a chain into the available ring (not yet visible); returns its head.
-
-        Raises StateError if the descriptors do not suffice or an indirect table would overflow.
-        """
-        needed = 1 if indirect else len(segments)
-        if not segments or needed > len(self._free):
-            raise StateError(f"a chain of {needed} descriptors does not fit, {len(self._free)} are free")
-        if indirect and len(segments) > INDIRECT_SEGMENTS_MAX:
-            raise StateError(f"{len(segments)} segments, an indirect table holds {INDIRECT_SEGMENTS_MAX}")
+        """Put a chain into the available ring (not yet visible); returns its head."""
+        needed = self._check_room(segments, indirect=indirect)
         taken, self._free = self._free[:needed], self._free[needed:]
         head = taken[0]
         if indirect:
@@ -174,38 +163,42 @@ class SplitRing:
         return (self.avail_idx - event - 1) % _WRAP < (self.avail_idx - before) % _WRAP
 
     def reap(self) -> list[Used]:
-        """Take every used element; their descriptors are free again.
-
-        Elements that the device had no right to return are in `unexpected` as well.
-        """
+        """Take every used element; their descriptors are free again."""
         until = self.used_idx
         taken: list[Used] = []
-        while self.last_used_idx != until:
-            place = self.device + 4 + 8 * (self.last_used_idx % self.size)
+        while self._last_used_idx != until:
+            place = self.device + 4 + 8 * (self._last_used_idx % self.size)
             head, written = _USED_ELEM.unpack(self.memory.read(place, 8))
-            element = Used(self.last_used_idx, head, written, self._avail_index.pop(head, None))
+            element = Used(self._last_used_idx, head, written, self._avail_index.pop(head, None))
             if element.avail_index is None:
                 self.unexpected.append(element)
             self._free += self._owned.pop(head, [])
             taken.append(element)
-            self.last_used_idx = (self.last_used_idx + 1) % _WRAP
+            self._last_used_idx = (self._last_used_idx + 1) % _WRAP
         return taken
 
     def arm(self) -> bool:
         """Ask for an interrupt at the next used element; returns whether there is one already."""
         if self.event_idx:
-            self.memory.store_u16(self.driver + 4 + 2 * self.size, self.last_used_idx)
+            self.memory.store_u16(self.driver + 4 + 2 * self.size, self._last_used_idx)
         else:
             self.memory.store_u16(self.driver, 0)
         full_barrier()
-        return self.used_idx != self.last_used_idx
+        return self.used_idx != self._last_used_idx
 
     def disarm(self) -> None:
         """Ask for no interrupts (with EVENT_IDX: none before the index has gone all the way round)."""
         if self.event_idx:
-            self.memory.store_u16(self.driver + 4 + 2 * self.size, (self.last_used_idx - 1) % _WRAP)
+            self.memory.store_u16(self.driver + 4 + 2 * self.size, (self._last_used_idx - 1) % _WRAP)
         else:
             self.memory.store_u16(self.driver, AVAIL_F_NO_INTERRUPT)
+
+    def reset(self) -> None:
+        """Forget everything, and zero the available and the used ring."""
+        self._start(0)
+        self.memory.write(self.driver, bytes(6 + 2 * self.size))
+        self.memory.write(self.device, bytes(6 + 8 * self.size))
+        self.arm()
 
     def poke_desc(self, slot: int, gpa: int, length: int, flags: int, following: int) -> None:
         """Store one descriptor as given."""

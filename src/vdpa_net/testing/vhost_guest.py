@@ -13,7 +13,7 @@ from vdpa_net.testing.front_end import WANTED_FEATURES, WANTED_PROTOCOL_FEATURES
 from vdpa_net.testing.guest_cpu import RX, TX, GuestCpu, Wires
 from vdpa_net.testing.guest_memory import GuestMemory
 from vdpa_net.testing.net_queues import NetQueues
-from vdpa_net.testing.split_ring import SplitRing
+from vdpa_net.testing.ring_formats import allocate_ring
 from vdpa_net.testing.vhost_connection import Request
 
 MAC = "52:54:00:00:00:2a"
@@ -38,8 +38,10 @@ class VhostGuest:
         manners: Manners | None = None,
         layout: Sequence[tuple[int, int]] = LAYOUT,
         shared: int | None = None,
+        packed: bool = False,
     ) -> None:
         """`shared`: how many regions the front end shares for now (None: all)."""
+        self._packed = packed
         self.memory = GuestMemory(layout)
         self._make_rings()
         self.front_end = VhostFrontEnd(
@@ -53,7 +55,7 @@ class VhostGuest:
         self.front_end.shared = shared
 
     def _make_rings(self) -> None:
-        self.rings = [SplitRing.allocate(self.memory, _RING_SIZE, region=1) for _ in (RX, TX)]
+        self.rings = [allocate_ring(self.memory, _RING_SIZE, packed=self._packed, region=1) for _ in (RX, TX)]
         self.cpu = GuestCpu(NetQueues(self.memory, self.rings[RX], self.rings[TX], region=1))
 
     def reset_rings(self) -> None:

@@ -28,14 +28,22 @@ class VhostSide:
     """
 
     def __init__(
-        self, path: Path, mac: str, faults: Sequence[Fault] = (), *, over_vfio_user: bool = False
+        self,
+        path: Path,
+        mac: str,
+        faults: Sequence[Fault] = (),
+        *,
+        over_vfio_user: bool = False,
+        packed: bool = False,
     ) -> None:
         self.path = path
         self._stack = ExitStack()
         with self._stack as building:
             backend = Loopback(name=path.name)
             building.callback(backend.close)
-            self.device = NetDevice(backend, mac=mac)
+            self.device = NetDevice(
+                backend, mac=mac, enabled_features=frozenset({"packed"} if packed else ())
+            )
             building.callback(self.device.close)
             for fault in faults:
                 self.device.install_fault(fault)

@@ -94,11 +94,18 @@ QEMU_PROPERTIES: Final[Mapping[str, int]] = {
     "ctrl_guest_offloads": F_CTRL_GUEST_OFFLOADS,
     "indirect_desc": _virtio.F_INDIRECT_DESC,
     "event_idx": _virtio.F_EVENT_IDX,
+    "packed": _virtio.F_RING_PACKED,
+    "in_order": _virtio.F_IN_ORDER,
+    "queue_reset": _virtio.F_RING_RESET,
+    "order_platform": _virtio.F_ORDER_PLATFORM,
 }
-"""Features that can be switched off, by the name of QEMU's virtio-net-pci property.
+"""Features that can be switched, by the name of QEMU's virtio-net-pci property (`order_platform` is ours).
 
 `gso` is the legacy bit 6, which a modern device never offers; QEMU's `gso=off` is accepted as the fact it is.
 """
+
+OFF_BY_DEFAULT: Final = frozenset((_virtio.F_RING_PACKED, _virtio.F_IN_ORDER, _virtio.F_ORDER_PLATFORM))
+"""Features that are offered on request only, as in QEMU."""
 
 REQUIRES: Final[Mapping[int, tuple[int, ...]]] = {
     F_GUEST_TSO4: (F_GUEST_CSUM,),
@@ -133,7 +140,7 @@ def feature_names(features: int) -> list[str]:
 
 
 def feature_bit(name: str) -> int:
-    """The bit of a feature that can be switched off, by QEMU's property name or the specification's.
+    """The bit of a feature that can be switched on or off, by QEMU's property name or the specification's.
 
     Raises OptionError, which names the nearest match.
     """
@@ -147,7 +154,7 @@ def feature_bit(name: str) -> int:
         return names[key]
     near = difflib.get_close_matches(key, names, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
-    raise OptionError(f"no feature {name!r} that can be switched off{hint}")
+    raise OptionError(f"no feature {name!r} that can be switched{hint}")
 
 
 def unmet_requirements(features: int) -> list[tuple[int, tuple[int, ...]]]:

@@ -100,7 +100,7 @@ COMMON_CFG: Final = RegisterMap(
         Register("queue_driver", 0x28, 8, clause=_CFG),
         Register("queue_device", 0x30, 8, clause=_CFG),
         Register("queue_notif_config_data", 0x38, 2, _RO, clause=_MUST_NOT),
-        Register("queue_reset", 0x3A, 2, _RO, clause="4.1.4.3: only with VIRTIO_F_RING_RESET"),
+        Register("queue_reset", 0x3A, 2, clause="4.1.4.3: only with VIRTIO_F_RING_RESET"),
         Register("admin_queue_index", 0x3C, 2, _RO, clause=_MUST_NOT),
         Register("admin_queue_num", 0x3E, 2, _RO, clause=_MUST_NOT),
     ),
