@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest's virtio-net driver over a DeviceHandle: what Linux' virtio_pci and virtio_net do, in a few calls.
 
-It finds everything from the PCI capabilities, as virtio 1.3, 4.1.4 asks. It also knows the LM registers, so
-that a test can log, stop and restore a device without the vDPA driver in between.
+It also knows the LM registers, so that a test can log, stop and restore a device without the vDPA driver in
+between.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import os
 import select
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
@@ -20,11 +19,12 @@ from vdpa_net.driver.handle import DeviceHandle
 from vdpa_net.errors import PeerError, StateError
 from vdpa_net.testing.guest_cpu import RX, TX, Wires
 from vdpa_net.testing.guest_memory import GuestMemory
+from vdpa_net.testing.guest_registers import LM_RING_STATE, GuestRegisters
 from vdpa_net.testing.net_queues import NetQueues, Shapes
 from vdpa_net.testing.ring import Segment
 from vdpa_net.testing.ring_formats import allocate_ring
-from vdpa_net.wire import pci, virtio_net, virtio_pci
-from vdpa_net.wire.virtio_pci import COMMON_CFG, Status
+from vdpa_net.wire import virtio_net, virtio_pci
+from vdpa_net.wire.virtio_pci import Status
 
 CTRL = 2
 """Index of the control queue of a driver that uses one queue pair (virtio 1.3, 5.1.2)."""
@@ -49,22 +49,11 @@ WANTED = virtio_net.bits(
 PACKED = 1 << virtio_pci.F_RING_PACKED
 """To be added to the features of a driver that is to use packed rings."""
 
-LM_LOGGING_CTRL, LM_BASE_ADDR, LM_END_ADDR, LM_RING_STATE = 0x00, 0x10, 0x18, 0x20
 _CONFIG_VECTOR = 0
 _RARP = b"\x80\x35"
 
 
-@dataclass(frozen=True)
-class Capability:
-    """A virtio structure: region (BAR), offset and length in it, and the notify multiplier."""
-
-    region: int
-    offset: int
-    length: int
-    multiplier: int = 0
-
-
-class GuestDriver:
+class GuestDriver(GuestRegisters):
     """Drives one device. `start` brings it up; then frames travel by `queues`, or by a GuestCpu on `wires()`.
 
     The device reaches guest memory at IOVA = guest physical address.
@@ -98,7 +87,7 @@ class GuestDriver:
         self.features = 0
         self._wanted = features if pairs > 1 else features & ~(1 << virtio_net.F_MQ)
         self._shapes = shapes
-        self.capabilities: dict[int, Capability] = {}
+        super().__init__(handle)
         self.attach(handle)
         packed = bool(features & PACKED)
         self.rings = [
@@ -123,65 +112,9 @@ class GuestDriver:
         self.queues = self.net[0]
         self._doorbells: list[tuple[int, int]] = []
 
-    # --- registers ------------------------------------------------------------------------------
-
-    def _find_capabilities(self) -> dict[int, Capability]:
-        found: dict[int, Capability] = {}
-        at = self._config(pci.HEADER["capabilities_pointer"].offset, 1)
-        seen: set[int] = set()
-        while at and at not in seen:
-            seen.add(at)
-            if self._config(at, 1) == pci.CAP_ID_VENDOR:
-                kind, multiplier = self._config(at + 3, 1), 0
-                if kind == virtio_pci.CAP_NOTIFY_CFG:
-                    multiplier = self._config(at + 16, 4)
-                # The first of a kind is the one to use (virtio 1.3, 4.1.4.1).
-                found.setdefault(
-                    kind,
-                    Capability(
-                        self._config(at + 4, 1),
-                        self._config(at + 8, 4),
-                        self._config(at + 12, 4),
-                        multiplier,
-                    ),
-                )
-            at = self._config(at + 1, 1) & 0xFC
-        return found
-
-    def _config(self, offset: int, size: int) -> int:
-        return int.from_bytes(self.handle.read(pci.CONFIG_REGION, offset, size), "little")
-
-    def read_common(self, name: str) -> int:
-        """A field of the common configuration; 64-bit fields as two accesses (virtio 1.3, 4.1.3.1)."""
-        place, register = self.capabilities[virtio_pci.CAP_COMMON_CFG], COMMON_CFG[name]
-        width = min(register.width, 4)
-        parts = (
-            self.handle.read(place.region, place.offset + register.offset + at, width)
-            for at in range(0, register.width, width)
-        )
-        return int.from_bytes(b"".join(parts), "little")
-
-    def write_common(self, name: str, value: int) -> None:
-        """Write a field of the common configuration; 64-bit fields as two accesses."""
-        place, register = self.capabilities[virtio_pci.CAP_COMMON_CFG], COMMON_CFG[name]
-        data = value.to_bytes(register.width, "little")
-        for at in range(0, register.width, 4):
-            self.handle.write(place.region, place.offset + register.offset + at, data[at : at + 4])
-
-    def read_device_config(self, offset: int, size: int) -> bytes:
-        """Bytes of the device configuration (virtio 1.3, 5.1.4)."""
-        place = self.capabilities[virtio_pci.CAP_DEVICE_CFG]
-        return self.handle.read(place.region, place.offset + offset, size)
-
-    @property
-    def status(self) -> Status:
-        """device_status."""
-        return Status(self.read_common("device_status"))
-
     def attach(self, handle: DeviceHandle) -> None:
         """Go over to a device: find its registers and let it reach the memory. `start` comes next."""
-        self.handle = handle
-        self.capabilities = self._find_capabilities()
+        self.use(handle)
         for part in self.memory.regions:
             handle.dma_map(part.gpa, part.size_bytes, self.memory.fd, part.file_offset)
 
@@ -365,37 +298,6 @@ class GuestDriver:
         """VIRTIO_NET_CTRL_MQ_VQ_PAIRS_SET; its ack (virtio 1.3, 5.1.6.5.5)."""
         data = count.to_bytes(2, "little")
         return self.control(virtio_net.CTRL_MQ, virtio_net.CTRL_MQ_VQ_PAIRS_SET, data)
-
-    # --- LM registers ---------------------------------------------------------------------------
-
-    @property
-    def lm_place(self) -> tuple[int, int]:
-        """Region and offset of the LM block: right behind the notify region."""
-        notify = self.capabilities[virtio_pci.CAP_NOTIFY_CFG]
-        return notify.region, notify.offset + notify.length
-
-    def read_lm(self, offset: int) -> int:
-        """A 32-bit LM register."""
-        region, base = self.lm_place
-        return int.from_bytes(self.handle.read(region, base + offset, 4), "little")
-
-    def write_lm(self, offset: int, value: int) -> None:
-        """Write a 32-bit LM register."""
-        region, base = self.lm_place
-        self.handle.write(region, base + offset, value.to_bytes(4, "little"))
-
-    def start_logging(self, base: int, end: int) -> bool:
-        """Log to the IOVA range [base, end); whether LM_LOGGING_CTRL reads 1 afterwards."""
-        for register, value in ((LM_BASE_ADDR, base), (LM_END_ADDR, end)):
-            self.write_lm(register, value & 0xFFFF_FFFF)
-            self.write_lm(register + 4, value >> 32)
-        self.write_lm(LM_LOGGING_CTRL, 1)
-        return self.read_lm(LM_LOGGING_CTRL) == 1
-
-    def ring_state(self, queue: int) -> tuple[int, int]:
-        """(last_avail_idx, used_idx) as LM_RING_STATE says."""
-        value = self.read_lm(LM_RING_STATE + 4 * queue)
-        return value & 0xFFFF, value >> 16
 
     def stop_queues(self, order: Sequence[int] = (RX, TX)) -> dict[int, tuple[int, int]]:
         """queue_enable = 0, wait for 0, LM_RING_STATE: per queue, in this order."""
