@@ -124,6 +124,19 @@ class Null(Backend):
     ) -> None:
         """Raises BackendError for impossible numbers."""
 
+class Recorder(Backend):
+    """Another back end, whose packets are recorded to a pcapng file by a thread of its own."""
+
+    def __init__(self, backend: Backend, fd: int, snap_bytes: int, buffer_bytes: int) -> None:
+        """The fd is duplicated. At most `snap_bytes` of a frame are kept, at most `buffer_bytes` wait to be
+        written: what finds no room is not recorded, and counted."""
+
+    def counters(self) -> dict[str, int]:
+        """recorded, dropped (packets), written_bytes, errno (of the write that ended the recording, or 0)."""
+
+    def close(self) -> None:
+        """Write what is waiting, and the totals; packets pass on, unrecorded."""
+
 class Tap(Backend):
     """Packets on open tap file descriptors, one per queue pair, with a virtio-net header of 12 bytes."""
 

@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import resource
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vdpa_net.options import LoopbackNetdev, Netdev, NullNetdev
+from vdpa_net.errors import BackendError
+from vdpa_net.options import LoopbackNetdev, Netdev, NullNetdev, PcapNetdev
 
 if TYPE_CHECKING:
     from vdpa_net.backend import Backend
@@ -23,6 +25,10 @@ def open_backend(netdev: Netdev) -> Backend:
         return Loopback(netdev.queues, netdev.depth)
     if isinstance(netdev, NullNetdev):
         return _open_null(netdev)
+    if isinstance(netdev, PcapNetdev):
+        from vdpa_net.backend.null import Null
+
+        return record(Null(netdev.queues), netdev.file)
     from vdpa_net.backend.tap import Tap
 
     return Tap(netdev.ifname, queues=netdev.queues, script=netdev.script, downscript=netdev.downscript)
@@ -35,6 +41,17 @@ def _open_null(netdev: NullNetdev) -> Backend:
         return Null(netdev.queues)
     destination = bytes.fromhex(netdev.destination.replace(":", ""))
     return Null(netdev.queues, Source(netdev.packet_bytes, netdev.rate_pps, netdev.flows, destination))
+
+
+def record(backend: Backend, path: str | Path) -> Backend:
+    """The back end with a recorder in front of it; it is closed with it. Raises BackendError."""
+    from vdpa_net.backend.pcap import Recorder
+
+    try:
+        return Recorder(backend, path)
+    except BackendError:
+        backend.close()
+        raise
 
 
 def raise_file_limit() -> None:

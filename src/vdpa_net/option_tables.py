@@ -62,6 +62,8 @@ NULL: Final[Properties] = {
     "destination": octets,
 }
 
+PCAP: Final[Properties] = {"id": None, "file": None, "queues": _QUEUES}
+
 VMM_SIDE: Final[Properties] = {
     "acpi-index": number(0, 0x3FFF),
     "bootindex": number(0, 0x7FFFFFFF),

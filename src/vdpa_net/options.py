@@ -18,7 +18,7 @@ from pathlib import Path
 from vdpa_net.cli.parser import near
 from vdpa_net.errors import OptionError
 from vdpa_net.option_syntax import Properties, read_all, split_options, switch
-from vdpa_net.option_tables import DEVICE, LOOPBACK, NULL, TAP, VMM_SIDE
+from vdpa_net.option_tables import DEVICE, LOOPBACK, NULL, PCAP, TAP, VMM_SIDE
 from vdpa_net.wire.lm import Profile
 from vdpa_net.wire.virtio_net import OFF_BY_DEFAULT, QEMU_PROPERTIES
 
@@ -61,7 +61,16 @@ class NullNetdev:
     destination: str = "ff:ff:ff:ff:ff:ff"
 
 
-Netdev = TapNetdev | LoopbackNetdev | NullNetdev
+@dataclass(frozen=True)
+class PcapNetdev:
+    """`pcap`: what the guest transmits is written to a pcapng file, and gone."""
+
+    id: str = ""
+    file: str = ""
+    queues: int = 1
+
+
+Netdev = TapNetdev | LoopbackNetdev | NullNetdev | PcapNetdev
 
 
 @dataclass(frozen=True)
@@ -104,6 +113,7 @@ _NETDEVS: dict[str, tuple[Callable[..., Netdev], Properties]] = {
     "tap": (TapNetdev, TAP),
     "loopback": (LoopbackNetdev, LOOPBACK),
     "null": (NullNetdev, NULL),
+    "pcap": (PcapNetdev, PCAP),
 }
 
 _DEVICES = ("virtio-net-pci", "virtio-net-pci-non-transitional", "virtio-net")
@@ -126,7 +136,10 @@ def parse_netdev(text: str) -> Netdev:
         expected = " or ".join(_NETDEVS)
         raise OptionError(f"--netdev: unknown back end {name!r}{near(name, _NETDEVS)}; expected {expected}")
     make, table = _NETDEVS[name]
-    return make(**read_all(f"--netdev {name}", table, pairs))
+    values = read_all(f"--netdev {name}", table, pairs)
+    if make is PcapNetdev and not values.get("file"):
+        raise OptionError("--netdev pcap: needs file=PATH")
+    return make(**values)
 
 
 def parse_device(text: str) -> NicDevice:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from vdpa_net.errors import OptionError
 from vdpa_net.migration.faults import Fault
 from vdpa_net.observe import Observation, observe
-from vdpa_net.open_backend import open_backend, raise_file_limit
+from vdpa_net.open_backend import open_backend, raise_file_limit, record
 from vdpa_net.options import (
     DEFAULT_MTU,
     Netdev,
@@ -47,6 +47,7 @@ class DeviceRequest:
     device: NicDevice
     faults: tuple[Fault, ...] = ()
     observation: Observation = field(default_factory=Observation)
+    pcap: Path | None = None
 
     def __post_init__(self) -> None:
         check_pair(self.netdev, self.device)
@@ -171,6 +172,8 @@ class EventLog:
 def _build_device(stack: contextlib.ExitStack, request: DeviceRequest) -> NetDevice:
     raise_file_limit()
     backend = open_backend(request.netdev)
+    if request.pcap is not None:
+        backend = record(backend, request.pcap)
     stack.callback(backend.close)
     device = stack.enter_context(make_device(request.device, backend))
     for fault in request.faults:

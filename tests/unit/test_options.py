@@ -16,6 +16,7 @@ from vdpa_net.options import (
     LoopbackNetdev,
     NicDevice,
     NullNetdev,
+    PcapNetdev,
     TapNetdev,
     VhostSocket,
     check_pair,
@@ -74,6 +75,7 @@ def test_the_implied_key_may_be_written() -> None:
     assert parse_netdev("null,id=a,queues=511,source,rate_pps=10") == NullNetdev(
         id="a", queues=511, source=True, rate_pps=10
     )
+    assert parse_netdev("pcap,file=a.pcapng,queues=2") == PcapNetdev(file="a.pcapng", queues=2)
     assert parse_netdev("tap,queues=256") == TapNetdev(queues=256)
     assert parse_device("driver=virtio-net-pci,id=n").id == "n"
 
@@ -187,11 +189,12 @@ def test_properties_that_ask_for_what_the_device_does_anyway_are_accepted() -> N
         ("tap,queues=257", ["queues=257", "from 1 to 256"]),
         ("tap,fd=3", ["fd=3", "ifname="]),
         ("tab,id=a", ["'tab'", "did you mean 'tap'?"]),
-        ("user,id=a", ["'user'", "expected tap or loopback or null"]),
+        ("user,id=a", ["'user'", "expected tap or loopback or null or pcap"]),
         ("loopback,depth=0", ["depth=0", "from 1 to 65536"]),
         ("loopback,queues=512", ["queues=512", "from 1 to 511"]),
         ("null,queues=0", ["queues=0", "from 1 to 511"]),
         ("null,packet_bytes=59", ["packet_bytes=59", "from 60 to 65549"]),
+        ("pcap,id=a", ["needs file=PATH"]),
         ("null,destination=1:2", ["destination=1:2", "six octets"]),
         ("", ["does not begin with a name"]),
         ("tap,", ["empty property name"]),

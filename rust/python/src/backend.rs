@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
-//! `Backend` and its kinds: `Loopback`, `Null`, `Tap`.
+//! `Backend` and its kinds: `Loopback`, `Null`, `Recorder`, `Tap`.
+
+use std::sync::Arc;
 
 use pyo3::prelude::*;
+use pyo3::types::{IntoPyDict, PyDict};
 use vdpa_net_dataplane::backend::{self, SourceConfig};
 use vdpa_net_dataplane::error::Result;
 
@@ -76,6 +79,39 @@ impl Null {
             Self,
             backend::Backend::null(queue_pairs, source.then_some(&config)),
         )
+    }
+}
+
+/// Another back end, with a recorder in front of it.
+#[pyclass(frozen, extends = Backend, module = "vdpa_net._native")]
+pub struct Recorder {
+    recorder: Arc<backend::Recorder>,
+}
+
+#[pymethods]
+impl Recorder {
+    #[new]
+    fn new(
+        py: Python<'_>,
+        backend: PyRef<'_, Backend>,
+        fd: i32,
+        snap_bytes: usize,
+        buffer_bytes: usize,
+    ) -> PyResult<PyClassInitializer<Self>> {
+        let file = convert::duplicate(py, fd, "BackendError")?;
+        let recorder = backend::Recorder::new(file, snap_bytes, buffer_bytes)
+            .map_err(|error| convert::to_py(py, &error))?;
+        let recorder = Arc::new(recorder);
+        let recorded = backend.backend.recorded(&recorder);
+        of(py, Self { recorder }, Ok(recorded))
+    }
+
+    fn counters<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        self.recorder.counters().into_py_dict(py)
+    }
+
+    fn close(&self, py: Python<'_>) {
+        py.detach(|| self.recorder.close());
     }
 }
 

@@ -21,6 +21,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<backend::Backend>()?;
     module.add_class::<backend::Loopback>()?;
     module.add_class::<backend::Null>()?;
+    module.add_class::<backend::Recorder>()?;
     module.add_class::<backend::Tap>()?;
     module.add_class::<filter::ReceiveFilter>()?;
     module.add_class::<plane::DataPlane>()?;

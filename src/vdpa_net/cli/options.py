@@ -22,7 +22,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         "--netdev",
         required=True,
         metavar="NETDEV",
-        help="back end in QEMU's syntax: tap,id=..,ifname=.. or loopback,id=..",
+        help="back end in QEMU's syntax: tap,id=..,ifname=.., or loopback, null, pcap,file=..",
     )
     parser.add_argument(
         "--device",
@@ -49,7 +49,7 @@ def device_request(arguments: argparse.Namespace) -> DeviceRequest:
     faults = tuple(parse_fault(text, seed=arguments.seed) for text in arguments.fault)
     device = replace(parse_device(arguments.device), profile=find_profile(arguments.profile))
     observation = Observation(arguments.trace, arguments.metrics)
-    return DeviceRequest(parse_netdev(arguments.netdev), device, faults, observation)
+    return DeviceRequest(parse_netdev(arguments.netdev), device, faults, observation, arguments.pcap)
 
 
 def _add_observation(parser: argparse.ArgumentParser) -> None:
@@ -61,6 +61,12 @@ def _add_observation(parser: argparse.ArgumentParser) -> None:
         const="-",
         metavar="FILE",
         help="write each register access, decoded, to this file, or without one to standard error",
+    )
+    parser.add_argument(
+        "--pcap",
+        type=Path,
+        metavar="FILE",
+        help="record the packets that pass the back end to this file (pcapng)",
     )
     parser.add_argument(
         "--metrics",

@@ -4,6 +4,8 @@
 
 mod loopback;
 mod null;
+mod pcapng;
+mod recorder;
 mod steering;
 mod tap;
 
@@ -15,10 +17,12 @@ use crate::error::{Error, Result};
 use crate::memory::{Memory, Range};
 use loopback::{Loopback, LoopbackPort};
 use null::NullPort;
+use recorder::RecordedPort;
 use steering::Steering;
 use tap::TapPort;
 
 pub use null::SourceConfig;
+pub use recorder::Recorder;
 
 /// As many as 1024 virtqueues allow with a control queue (the doorbells and LM registers are for 1024).
 pub const MAX_QUEUE_PAIRS: u16 = 511;
@@ -113,6 +117,18 @@ impl Backend {
         })
     }
 
+    /// The same with a recorder in front of it.
+    pub fn recorded(&self, recorder: &Arc<Recorder>) -> Self {
+        let ports = (0u16..).zip(&self.ports).map(|(pair, port)| {
+            let recorded = RecordedPort::new(port.clone(), Arc::clone(recorder), pair);
+            Port::Recorded(Arc::new(recorded))
+        });
+        Self {
+            ports: ports.collect(),
+            kind: self.kind.clone(),
+        }
+    }
+
     /// How many queue pairs it serves.
     pub fn queue_pairs(&self) -> usize {
         self.ports.len()
@@ -169,6 +185,7 @@ fn cant_make(what: &str, error: &std::io::Error) -> Error {
 pub(crate) enum Port {
     Loopback(LoopbackPort),
     Null(Arc<NullPort>),
+    Recorded(Arc<RecordedPort>),
     Tap(Arc<TapPort>),
 }
 
@@ -178,6 +195,7 @@ impl Port {
         match self {
             Self::Loopback(port) => port.poll_fd(),
             Self::Null(port) => port.poll_fd(),
+            Self::Recorded(port) => port.inner().poll_fd(),
             Self::Tap(port) => port.poll_fd(),
         }
     }
@@ -187,6 +205,7 @@ impl Port {
         match self {
             Self::Loopback(port) => port.send(memory, ranges),
             Self::Null(port) => port.send(memory, ranges),
+            Self::Recorded(port) => port.send(memory, ranges),
             Self::Tap(port) => port.send(memory, ranges),
         }
     }
@@ -195,7 +214,8 @@ impl Port {
     pub(crate) fn send_bytes(&self, packet: &[u8]) -> Sent {
         match self {
             Self::Loopback(port) => port.send_bytes(packet),
-            Self::Null(_) => Sent::Done,
+            Self::Null(port) => port.send_bytes(packet),
+            Self::Recorded(port) => port.send_bytes(packet),
             Self::Tap(port) => port.send_bytes(packet),
         }
     }
@@ -205,6 +225,7 @@ impl Port {
         let mut rest = [0; 64];
         match self {
             Self::Null(_) => false,
+            Self::Recorded(port) => port.inner().discard(),
             _ => matches!(self.receive(&mut rest), Received::Packet(_)),
         }
     }
@@ -214,6 +235,7 @@ impl Port {
         match self {
             Self::Loopback(port) => port.receive(buffer),
             Self::Null(port) => port.receive(buffer),
+            Self::Recorded(port) => port.receive(buffer),
             Self::Tap(port) => port.receive(buffer),
         }
     }

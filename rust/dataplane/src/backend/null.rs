@@ -108,14 +108,26 @@ impl NullPort {
         ranges
             .iter()
             .try_for_each(|range| memory.check(*range, false))?;
-        if let Some(source) = &self.source {
-            if source.steering.active_pairs() > 1 {
-                let (head, len) = peek(memory, ranges)?;
-                let flow = flow_of(head.get(HEADER_BYTES..len).unwrap_or(&[]));
-                source.steering.sent(flow, self.pair);
-            }
+        if self.learns() {
+            let (head, len) = peek(memory, ranges)?;
+            return Ok(self.send_bytes(&head[..len]));
         }
         Ok(Sent::Done)
+    }
+
+    /// Send a packet, or as much of it as its flow can be seen from.
+    pub(super) fn send_bytes(&self, packet: &[u8]) -> Sent {
+        if let Some(source) = self.source.as_ref().filter(|_| self.learns()) {
+            let flow = flow_of(packet.get(HEADER_BYTES..).unwrap_or(&[]));
+            source.steering.sent(flow, self.pair);
+        }
+        Sent::Done
+    }
+
+    /// Whether it matters on which pair a flow is sent.
+    fn learns(&self) -> bool {
+        let source = self.source.as_ref();
+        source.is_some_and(|source| source.steering.active_pairs() > 1)
     }
 
     pub(super) fn receive(&self, buffer: &mut [u8]) -> Received {
