@@ -26,9 +26,10 @@ from vdpa_net.migration.faults import (
     SkipUsedRingMark,
     parse_fault,
 )
-from vdpa_net.migration.register_faults import LateRegister
+from vdpa_net.migration.register_faults import LateRegister, RingShape
 
 RING_STATE = 0x4020
+SPLIT = RingShape(256, is_packed=False)
 
 
 @pytest.fixture
@@ -196,7 +197,7 @@ def test_late_ring_state_reads_old_after_a_stop_until_its_time_is_over(rig: Fake
 
 def test_late_register_becomes_true_in_time() -> None:
     now = 0
-    late = LateRegister(LateRingState(20, seed=0), clock_ns=lambda: now)
+    late = LateRegister(LateRingState(20, seed=0), lambda _: SPLIT, clock_ns=lambda: now)
     late.on_event("queue_started", {"queue": 0, "last_avail_idx": 0xFFFF, "used_idx": 0xFFFF})
     late.on_event("queue_stopped", {"queue": 0, "last_avail_idx": 1, "used_idx": 1})
     now = 19_999_999
@@ -214,3 +215,21 @@ def test_mute_device_announces_nothing_and_counts_it(rig: FakeRig) -> None:
     rig.device.announce("52:54:00:00:00:09")
     assert rig.device.fault_counts() == {"no-announce": 2}
     assert rig.plane.frames == []
+
+
+@pytest.mark.parametrize(
+    ("index", "entries", "moved"),
+    [
+        (0x8000 | 3, 2, 0x8000 | 5),
+        (0x8000 | 3, -5, 8),
+        (8, 5, 0x8000 | 3),
+        (0x8000 | 9, 1, 0),
+        (0, -1, 0x8000 | 9),
+        (4, 20, 4),
+        (4, -25, 0x8000 | 9),
+    ],
+)
+def test_packed_index_moves_with_its_wrap_counter(index: int, entries: int, moved: int) -> None:
+    shape = RingShape(10, is_packed=True)
+    assert shape.move(index, entries) == moved
+    assert shape.distance(index, moved) == entries % 20

@@ -139,6 +139,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file, too")
 
 
+def add_junit(parser: argparse.ArgumentParser) -> None:
+    """`--junit`, a file for the verdict as other tools read it."""
+    parser.add_argument("--junit", type=Path, metavar="FILE", help="write the verdict as JUnit XML, too")
+
+
 def add_machine(parser: argparse.ArgumentParser, *, min_memory_mib: int) -> None:
     """`--qemu`, `--accel`, `--memory`, `--logs`: which virtual machine, and where its evidence goes."""
     from vdpa_net.cli.parser import whole_number  # noqa: PLC0415

@@ -10,7 +10,8 @@ from vdpa_net.device.events import EventCallback
 from vdpa_net.device.virtio_device import VirtioNet
 from vdpa_net.errors import OptionError
 from vdpa_net.migration.faults import Fault, LateRingState, NoAnnounce, PlaneFault, RingState
-from vdpa_net.migration.register_faults import LateRegister, ShiftedRingState
+from vdpa_net.migration.register_faults import LateRegister, RingShape, ShiftedRingState
+from vdpa_net.wire.virtio_pci import F_RING_PACKED
 
 if TYPE_CHECKING:
     from vdpa_net._native import DataPlane
@@ -65,10 +66,14 @@ class InstalledFaults:
         if block is None:
             raise OptionError(f"{fault}: needs vdpa=on")
         if isinstance(fault, RingState):
-            shifted = ShiftedRingState(fault)
+            shifted = ShiftedRingState(fault, self._shape)
             block.faults.append(shifted)
             return lambda: shifted.fired
-        late = LateRegister(fault)
+        late = LateRegister(fault, self._shape)
         block.faults.append(late)
         self._listen(late.on_event)
         return lambda: late.fired
+
+    def _shape(self, queue: int) -> RingShape:
+        is_packed = bool(self._virtio.common.features >> F_RING_PACKED & 1)
+        return RingShape(self._virtio.queues[queue].size, is_packed)

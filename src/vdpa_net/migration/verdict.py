@@ -42,10 +42,15 @@ class Line:
 
 @dataclass
 class Verdict:
-    """All claims about one run, and the context in which they were measured (JSON-able values)."""
+    """All claims about one run, and the context in which they were measured (JSON-able values).
+
+    `not_checked` names claims that can't be made about what was tested, with the reason: about the registers
+    of somebody else's back end, for one. They have no line and don't change the outcome, and are always said.
+    """
 
     lines: list[Line] = field(default_factory=list)
     context: dict[str, object] = field(default_factory=dict)
+    not_checked: dict[str, str] = field(default_factory=dict)
 
     @property
     def outcome(self) -> Outcome:
@@ -80,6 +85,7 @@ class Verdict:
                 }
                 for line in self.lines
             ],
+            "not_checked": dict(self.not_checked),
             "context": dict(self.context),
         }
 
@@ -100,5 +106,7 @@ class Verdict:
             if line.outcome is not Outcome.PASS:
                 for item in line.detail:
                     console.print(f"  {line.name}: {item}", markup=False, highlight=False)
+        for name, reason in self.not_checked.items():
+            console.print(f"  not checked: {name}: {reason}", markup=False, highlight=False)
         style = STYLES[self.outcome]
         console.print(f"verdict: [{style}]{self.outcome.value}[/{style}]", highlight=False)

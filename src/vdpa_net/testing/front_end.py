@@ -95,7 +95,7 @@ class VhostFrontEnd(FrontEndConnection):
         self.memory = memory
         self.rings = list(rings)
         self.manners = manners or Manners()
-        self.features = 0
+        self.features = self.offered = 0
         self.log: DirtyLog | None = None
         self._wanted = features | (F_RING_PACKED if any(ring.is_packed for ring in self.rings) else 0)
         self.shared: int | None = None
@@ -112,7 +112,7 @@ class VhostFrontEnd(FrontEndConnection):
 
         Raises PeerError for too few queues, and where the rings are packed and the back end knows split ones.
         """
-        offered = self.get_u64(Request.GET_FEATURES)
+        offered = self.offered = self.get_u64(Request.GET_FEATURES)
         if self._wanted & F_RING_PACKED & ~offered:
             raise PeerError(f"the back end offers {offered:#x}, without packed rings")
         self.features = offered & (self._wanted | F_PROTOCOL_FEATURES)

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """A guest that does nothing but network: one virtual CPU in a thread, sending stamped frames and checking
 those that come back from a loopback device. It can be paused and go on elsewhere, as a migrating guest does.
+
+It works by interrupts, as a driver under load does: a queue that was signalled is looked at until there is
+nothing more in it, then armed, and not looked at before its next interrupt. A lost interrupt hangs it.
 """
 
 from __future__ import annotations
@@ -22,18 +25,19 @@ RX, TX = 0, 1
 _WINDOW_FRAMES = 24
 _POSTED_BUFFERS = 100
 _BATCH_FRAMES = 8
-_POLL_MS = 20
 _BREATH_S = 0.0001
+_ETHERTYPE_RARP = b"\x80\x35"
 
 
 @dataclass
 class Ledger:
-    """What became of each frame, by sequence number."""
+    """What became of each frame, by sequence number, and which stations were announced (RARP)."""
 
     sent: list[int] = field(default_factory=list)
     completed: list[int] = field(default_factory=list)
     received: list[int] = field(default_factory=list)
     corrupted: list[str] = field(default_factory=list)
+    announced: list[str] = field(default_factory=list)
     foreign_frames: int = 0
 
 
@@ -53,6 +57,7 @@ class GuestCpu:
         self.ledger = Ledger()
         self.first_completion: dict[int, int | None] = {}
         self._watched: dict[int, int] = {}
+        self._awake = {RX, TX}
         self._sent_before = self._received_before = 0
         self._mint = FrameMint(seed)
         self._random = random.Random(seed)
@@ -91,6 +96,9 @@ class GuestCpu:
             os.eventfd_read(self._pause)
         if self._failure is not None:
             raise self._failure
+        # Only an interrupt wakes the guest after this, wherever it goes on.
+        while any(self._serve(queue) for queue in sorted(self._awake)) or self._awake:
+            pass
         if leave_unsent:
             self._send(leave_unsent)
             self.queues.tx.publish()
@@ -136,21 +144,23 @@ class GuestCpu:
     def _loop(self) -> None:
         assert self._wires is not None
         poll = select.poll()
-        for fd in (self._pause, *self._wires.call_fds):
+        queue_of = {fd: queue for queue, fd in enumerate(self._wires.call_fds)}
+        for fd in (self._pause, *queue_of):
             poll.register(fd, select.POLLIN)
         try:
             while True:
-                progress = self._step(self._wires)
-                if progress:
+                is_busy = self._step(self._wires)
+                if is_busy:
                     # A thread that gives up the GIL for short system calls only wins it back before a waiting
                     # thread has woken up. A pause of this length lets the others of this process have it.
                     time.sleep(_BREATH_S)
-                events = poll.poll(0 if progress else _POLL_MS)
-                if any(fd == self._pause for fd, _ in events):
+                events = [fd for fd, _ in poll.poll(0 if is_busy else None)]
+                if self._pause in events:
                     return
-                for fd, _ in events:
+                for fd in events:
                     with contextlib.suppress(BlockingIOError):
                         os.eventfd_read(fd)
+                    self._awake.add(queue_of[fd])
         except BaseException as error:
             self._failure = error
         finally:
@@ -158,22 +168,31 @@ class GuestCpu:
                 self._changed.notify_all()
 
     def _step(self, wires: Wires) -> bool:
-        self.queues.rx.disarm()
-        progress = self._take_completions() + self._take_frames()
+        """Serve the queues that are awake, send, refill; whether there may be more to do at once."""
+        progress = sum(self._serve(queue) for queue in sorted(self._awake))
         if progress:
             with self._changed:
                 self._progress += progress
                 self._changed.notify_all()
+        sent = 0
         if self._sending.is_set():
-            progress += self._send(min(_BATCH_FRAMES, _WINDOW_FRAMES - self._under_way()))
+            sent = self._send(min(_BATCH_FRAMES, _WINDOW_FRAMES - self._under_way()))
         self.queues.post_receive(_POSTED_BUFFERS)
         for queue, ring in ((RX, self.queues.rx), (TX, self.queues.tx)):
             if ring.publish():
                 wires.kick(queue)
-        if not progress:
-            waiting = [self.queues.rx.arm(), self.queues.tx.arm()]
-            return any(waiting)
-        return True
+        return bool(sent or self._awake)
+
+    def _serve(self, queue: int) -> int:
+        """Take what has come; a queue in which nothing is, is armed and goes to sleep."""
+        ring, take = (
+            (self.queues.rx, self._take_frames) if queue == RX else (self.queues.tx, self._take_completions)
+        )
+        ring.disarm()
+        progress = take()
+        if not progress and not ring.arm():
+            self._awake.discard(queue)
+        return progress
 
     def _under_way(self) -> int:
         # Counted from the last `run`: what was lost in the switch-over does not come back and must not
@@ -227,3 +246,5 @@ class GuestCpu:
         else:
             # A device that was moved announces itself; on a loopback its RARP comes back to the guest.
             self.ledger.foreign_frames += 1
+            if frame[12:14] == _ETHERTYPE_RARP:
+                self.ledger.announced.append(frame[6:12].hex(":"))

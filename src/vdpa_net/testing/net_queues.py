@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -50,14 +51,19 @@ class NetQueues:
         rx_slots: int = 192,
         tx_slots: int = 64,
         region: int = 0,
+        slots: tuple[Sequence[int], Sequence[int]] | None = None,
     ) -> None:
+        """`slots` are addresses of buffers for both queues, allocated by the caller."""
         self.memory, self.rx, self.tx = memory, rx, tx
         self.shapes = shapes or Shapes()
         self.rx_damaged: list[str] = []
         self.tx_damaged: list[str] = []
         self._random = random.Random(seed)
-        self._rx_free = deque(memory.allocate(SLOT_BYTES, region=region) for _ in range(rx_slots))
-        self._tx_free = deque(memory.allocate(SLOT_BYTES, region=region) for _ in range(tx_slots))
+        rx_free, tx_free = slots or (
+            [memory.allocate(SLOT_BYTES, region=region) for _ in range(count)]
+            for count in (rx_slots, tx_slots)
+        )
+        self._rx_free, self._tx_free = deque(rx_free), deque(tx_free)
         self._rx_posted: dict[int, tuple[int, list[Segment]]] = {}
         self._tx_posted: dict[int, tuple[int, int]] = {}
         self._assembling: list[bytes] = []

@@ -28,6 +28,8 @@ class PreCopy:
         self._image = b""
         self._written: list[set[int]] = []
         self._marked: list[set[int]] = []
+        self._replaced: DirtyLog | None = None
+        self._left_over: set[int] = set()
 
     def prepare(self) -> None:
         """Track what the CPU writes; to be called before logging starts."""
@@ -39,9 +41,19 @@ class PreCopy:
         self.destination.load_pages(self._image)
         self.pages_copied.append(len(self._page_numbers))
 
+    def switch_log(self, log: DirtyLog) -> None:
+        """The back end marks in this log instead: what was left in the other counts for the next pass."""
+        self._left_over |= self.log.harvest()
+        self._replaced, self.log = self.log, log
+
+    def marks_after_switch(self) -> set[int]:
+        """Pages that were marked in the log that was replaced, after it was."""
+        return set() if self._replaced is None else self._replaced.peek()
+
     def next_pass(self) -> int:
         """Copy what was written since the last pass; returns the number of pages."""
-        marked = self.log.harvest()
+        marked = self.log.harvest() | self._left_over
+        self._left_over = set()
         by_cpu, image = self.source.take_cpu_writes()
         changed = {self._page_numbers[place] for place in differing_pages(self._image, image)}
         self._image = image

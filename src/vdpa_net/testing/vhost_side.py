@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One side of the log test, in this process: a device on a loopback, the vDPA driver, the vhost socket."""
+"""One side of the log test: in this process, a device on a loopback, the vDPA driver and the vhost socket; or
+somebody else's vhost-user back end."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol
 
 from vdpa_net.backend.loopback import Loopback
+from vdpa_net.closing import Closing
 from vdpa_net.device.net_device import NetDevice
 from vdpa_net.driver.handle import DeviceHandle
 from vdpa_net.driver.in_process import InProcessHandle
@@ -21,7 +22,47 @@ from vdpa_net.transport.vfio_user.server import VfioUserServer
 from vdpa_net.transport.vhost_user.server import VhostUserServer
 
 
-class VhostSide:
+class Side(Protocol):
+    """A vhost-user back end, and what can be known of it besides its messages."""
+
+    @property
+    def path(self) -> Path:
+        """Where it listens."""
+
+    @property
+    def device(self) -> NetDevice | None:
+        """The device behind it, if it is ours and in this process."""
+
+    def registers_after_stop(self) -> dict[int, tuple[int, int]]:
+        """LM_RING_STATE as the driver read it after the stop: (last_avail_idx, used_idx) by queue."""
+
+    def registers_before_enable(self) -> dict[int, tuple[int, int]]:
+        """LM_RING_STATE as the driver read it back before queue_enable = 1."""
+
+    def violations(self) -> list[str]:
+        """What was recorded at this side since the last call."""
+
+
+class ForeignSide:
+    """Somebody else's back end, of which nothing is known but its socket."""
+
+    device = None
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def registers_after_stop(self) -> dict[int, tuple[int, int]]:
+        """Unknown."""
+        return {}
+
+    registers_before_enable = registers_after_stop
+
+    def violations(self) -> list[str]:
+        """Unknown."""
+        return []
+
+
+class VhostSide(Closing):
     """Listens at `path` until it is closed. The faults are the device's.
 
     With `over_vfio_user` the driver reaches its device through a vfio-user socket beside `path`.
@@ -35,14 +76,19 @@ class VhostSide:
         *,
         over_vfio_user: bool = False,
         packed: bool = False,
+        queue_pairs: int = 1,
     ) -> None:
         self.path = path
+        self._told = [0, 0, 0]
         self._stack = ExitStack()
         with self._stack as building:
-            backend = Loopback(name=path.name)
+            backend = Loopback(queue_pairs, name=path.name)
             building.callback(backend.close)
-            self.device = NetDevice(
-                backend, mac=mac, enabled_features=frozenset({"packed"} if packed else ())
+            self.device: NetDevice = NetDevice(
+                backend,
+                mac=mac,
+                mq=queue_pairs > 1,
+                enabled_features=frozenset({"packed"} if packed else ()),
             )
             building.callback(self.device.close)
             for fault in faults:
@@ -59,12 +105,8 @@ class VhostSide:
             building.callback(self.server.close)
             self._stack = building.pop_all()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End socket, driver and device."""
         self._stack.close()
 
     def registers_after_stop(self) -> dict[int, tuple[int, int]]:
@@ -84,6 +126,14 @@ class VhostSide:
         }
 
     def violations(self) -> list[str]:
-        """What the device recorded, what the driver complained of, and what the socket refused."""
-        found = [str(violation) for violation in self.device.violations.entries]
-        return found + list(self.backend.complaints) + [str(error) for error in self.server.errors]
+        """What the device recorded, the driver complained of and the socket refused since the last call."""
+        found: list[str] = []
+        records: list[Iterable[object]] = [
+            self.device.violations.entries,
+            self.backend.complaints,
+            self.server.errors,
+        ]
+        for number, record in enumerate(map(list, records)):
+            found += [str(item) for item in record[self._told[number] :]]
+            self._told[number] = len(record)
+        return found
