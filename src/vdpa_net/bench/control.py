@@ -128,12 +128,16 @@ def _rss(pid: int) -> float:
 
 
 def _idle(pid: int) -> float:
-    before = _cpu_ns(pid)
+    before = cpu_ns(pid)
     time.sleep(IDLE_SECONDS)
-    return (_cpu_ns(pid) - before) / 1e6 / IDLE_SECONDS
+    return (cpu_ns(pid) - before) / 1e6 / IDLE_SECONDS
 
 
-def _cpu_ns(pid: int) -> int:
-    """Nanoseconds that all threads of a process have run, in the kernel or outside of it."""
+def cpu_ns(pid: int, threads: set[int] | None = None) -> int:
+    """Nanoseconds that threads of a process (None: all of them) have run, in the kernel or outside of it."""
     tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks)
+    return sum(
+        int((task / "schedstat").read_text().split()[0])
+        for task in tasks
+        if threads is None or int(task.name) in threads
+    )

@@ -92,4 +92,8 @@ def libraries_of(root: Path, path: str) -> list[Path]:
             raise LabError(f"{path} of the image needs a library that is not there: {line.strip()}")
         if arrow and target.startswith("/"):
             found.append(Path(target.split(" (")[0]))
+    # The C library loads it by name when a thread is cancelled, so no program says that it needs it.
+    unwinder = root / libraries / "libgcc_s.so.1"
+    if unwinder.is_file() and unwinder not in found:
+        found.append(unwinder)
     return found

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same Linux guest three times: on our device over vfio-user, on our device over the vhost socket, and on
+QEMU's own virtio-net with vhost=off. They stay up, idle, while it is another's turn.
+
+Under TCG the guest's processor is the bottleneck: what separates back ends is the processor time that they
+spend on a frame: that of all threads of the device, kernel included. QEMU's own device is its main thread.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from vdpa_net.bench.case import Case, Goal
+from vdpa_net.bench.control import cpu_ns
+from vdpa_net.errors import LabError
+from vdpa_net.lab import accelerator, guest
+from vdpa_net.lab.boot import received_bits_per_s
+from vdpa_net.lab.image import Image
+from vdpa_net.lab.machine import Machine, MachineOptions, vfio_user_arguments
+from vdpa_net.lab.network import LAB_ADDRESS, LAB_MAC, PREFIX_LENGTH, LabNetwork
+from vdpa_net.lab.side import SideProcess
+
+VFIO_USER = "vdpa-net, vfio-user"
+VHOST_SOCKET = "vdpa-net, vhost socket"
+QEMU = "QEMU virtio-net, vhost=off"
+
+BOOT_SECONDS = 120
+GRACE_SECONDS = 60
+PINGS = 200
+SMALL_PAYLOAD_BYTES = 22
+"""A UDP payload that makes a frame of 64 bytes."""
+ROUND_TRIP = re.compile(r"round-trip min/avg/max = [\d.]+/([\d.]+)/")
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A guest that is up: its address, its tap, its console, and the threads that are its device."""
+
+    name: str
+    address: str
+    tap: str
+    machine: Machine
+    device_cpu_ns: Callable[[], int]
+
+
+class Guests:
+    """Boots the contestants and takes samples of their networks."""
+
+    def __init__(self, image: Image, directory: Path, network: LabNetwork, seconds: float) -> None:
+        self._image = image
+        self._directory = directory
+        self._network = network
+        self._seconds = max(1, round(seconds))
+        self._qemu = accelerator.choose_qemu(image, None, accelerator.VFIO_USER_SINCE)
+        self._guest = guest.build(image, tools=guest.BOOT_TOOLS, agent=False)
+        self._accel = accelerator.choose_accelerator(self._qemu, self._guest)
+        self._consumed: dict[str, int] = {}
+
+    def boot(self, name: str, number: int, stack: ExitStack) -> Contestant:
+        """Boot one; it ends with the stack."""
+        tap, address = f"guest{number}", f"10.87.0.{10 + number}"
+        mac = f"52:54:00:be:0c:{10 + number:02x}"
+        process, arguments = self._device(name, tap, mac, stack)
+        options = MachineOptions(
+            f"guest{number}",
+            self._qemu,
+            self._guest,
+            self._guest.append(
+                "boot", address=f"{address}/{PREFIX_LENGTH}", peer=LAB_ADDRESS, peer_mac=LAB_MAC
+            ),
+            accel=self._accel,
+            arguments=arguments,
+        )
+        machine = stack.enter_context(Machine(options, self._directory))
+        self._network.attach(tap)
+        self._network.add_neighbour(address, mac)
+        outcome = machine.wait_console(r"LAB (ready .*|failed .*)", BOOT_SECONDS)
+        if outcome.startswith("failed"):
+            raise machine.failure(f"says: {outcome}")
+        pid = machine.pid if process is None else process.pid
+        threads = {pid} if process is None else None
+        return Contestant(name, address, tap, machine, partial(cpu_ns, pid, threads))
+
+    def _device(
+        self, name: str, tap: str, mac: str, stack: ExitStack
+    ) -> tuple[SideProcess | None, tuple[str, ...]]:
+        netdev = f"tap,id=n,ifname={tap},script=no,downscript=no,vhost=off"
+        nic = f"virtio-net-pci,netdev=n,mac={mac}"
+        if name == QEMU:
+            return None, ("-netdev", netdev, "-device", f"{nic},romfile=")
+        socket = self._directory / f"{tap}.sock"
+        if name == VFIO_USER:
+            words, arguments = ["serve", "--socket"], vfio_user_arguments(socket)
+        else:
+            words = ["vhost", "--vhost-socket"]
+            arguments = (
+                *("-chardev", f"socket,id=c,path={socket}", "-netdev", "vhost-user,id=n,chardev=c"),
+                *("-device", f"{nic},romfile="),
+            )
+        words += [str(socket), "--netdev", netdev, "--device", f"{nic},vdpa=on"]
+        process = SideProcess(tap, words, self._directory)
+        stack.callback(process.stop)
+        process.wait_ready()
+        return process, arguments
+
+    def gbit_per_s(self, contestant: Contestant, *words: str) -> float:
+        """TCP throughput."""
+        return received_bits_per_s(self._iperf(contestant, *words)) / 1e9
+
+    def kilo_packets(self, contestant: Contestant, *words: str) -> float:
+        """Small UDP packets that arrive, in thousands a second."""
+        udp = ("--udp", "--length", str(SMALL_PAYLOAD_BYTES), "--bandwidth", "0")
+        total = json.loads(self._iperf(contestant, *udp, *words))["end"]["sum"]
+        return float(total["packets"] - total["lost_packets"]) / float(total["seconds"]) / 1e3
+
+    def us_per_frame(self, contestant: Contestant, *words: str) -> float:
+        """Processor time of the device for each small frame that passes the tap, in microseconds."""
+        frames, cpu = self._frames(contestant), contestant.device_cpu_ns()
+        self.kilo_packets(contestant, *words)
+        frames, cpu = self._frames(contestant) - frames, contestant.device_cpu_ns() - cpu
+        if frames == 0:
+            raise LabError(f"no frame passed {contestant.tap} while iperf3 ran")
+        return cpu / 1e3 / frames
+
+    def ping_us(self, contestant: Contestant) -> float:
+        """Mean round trip of a ping from the lab, in microseconds."""
+        busybox = self._image.program("usr/bin/busybox")
+        text = busybox.run("ping", "-c", str(PINGS), "-i", "0.005", "-q", contestant.address)
+        found = ROUND_TRIP.search(text)
+        if found is None:
+            raise LabError(f"ping of {contestant.name} told no round trip: {text}")
+        return float(found[1]) * 1e3
+
+    def _frames(self, contestant: Contestant) -> int:
+        counters = self._network.counters(contestant.tap)
+        return counters["rx_packets"] + counters["tx_packets"]
+
+    def _iperf(self, contestant: Contestant, *words: str) -> str:
+        console = contestant.machine.console
+        seen = self._consumed.get(contestant.name, 0)
+        contestant.machine.wait_console("LAB listening iperf3", GRACE_SECONDS, start=seen)
+        self._consumed[contestant.name] = console.position
+        asked = ("--client", contestant.address, "--time", str(self._seconds), "--json", *words)
+        return self._image.program("usr/bin/iperf3").run(*asked, timeout_s=self._seconds + GRACE_SECONDS)
+
+
+@contextmanager
+def guest_cases(image: Image, directory: Path, network: LabNetwork, seconds: float) -> Iterator[list[Case]]:
+    """Throughput, packets, processor time a frame and round trips, for each of our transports."""
+    with ExitStack() as stack:
+        guests = Guests(image, directory, network, seconds)
+        up = {
+            name: guests.boot(name, number, stack)
+            for number, name in enumerate((VHOST_SOCKET, VFIO_USER, QEMU))
+        }
+        yield [*_cases("vhost", VHOST_SOCKET, guests, up), *_cases("vfio-user", VFIO_USER, guests, up)]
+
+
+def _cases(key: str, subject: str, guests: Guests, up: Mapping[str, Contestant]) -> Iterator[Case]:
+    is_vhost = subject == VHOST_SOCKET
+    more = Goal(QEMU, at_least=1.1 if is_vhost else 1.0)
+    for name, title, unit, take, goal in (
+        ("tcp-out", "TCP from the guest", "Gbit/s", _both(guests.gbit_per_s, "--reverse"), more),
+        ("tcp-in", "TCP to the guest", "Gbit/s", _both(guests.gbit_per_s), more),
+        ("udp-out", "UDP from the guest, 64 B", "kpackets/s", _both(guests.kilo_packets, "--reverse"), more),
+        ("udp-in", "UDP to the guest, 64 B", "kpackets/s", _both(guests.kilo_packets), more),
+        (
+            "cpu-out",
+            "device CPU a frame out",
+            "us",
+            _both(guests.us_per_frame, "--reverse"),
+            Goal(QEMU, at_most=0.3),
+        ),
+        ("cpu-in", "device CPU a frame in", "us", _both(guests.us_per_frame), Goal(QEMU, at_most=0.7)),
+        ("ping", "ping", "us", guests.ping_us, Goal(QEMU, at_most=1.0 if is_vhost else 1.2)),
+    ):
+        contestants = {label: partial(take, up[label]) for label in (subject, QEMU)}
+        yield Case(f"guest-{key}-{name}", f"guest, {title}", unit, contestants, (goal,), subject=subject)
+
+
+def _both(take: Callable[..., float], *words: str) -> Callable[[Contestant], float]:
+    return lambda contestant: take(contestant, *words)
