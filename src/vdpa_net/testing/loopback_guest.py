@@ -12,9 +12,10 @@ from vdpa_net.device.net_device import NetDevice
 from vdpa_net.driver.in_process import InProcessHandle
 from vdpa_net.testing.dirty_log import DirtyLog
 from vdpa_net.testing.guest_cpu import RX, TX
-from vdpa_net.testing.guest_driver import PACKED, WANTED, GuestDriver
+from vdpa_net.testing.guest_driver import WANTED, GuestDriver
 from vdpa_net.testing.guest_memory import GuestMemory
 from vdpa_net.testing.net_queues import Shapes
+from vdpa_net.wire import virtio_net
 
 LOG_IOVA = 1 << 44
 MAC = "52:54:00:00:00:01"
@@ -24,7 +25,8 @@ _MEMORY = ((0, 1 << 20), (1 << 32, 4 << 20))
 class LoopbackGuest:
     """`device` and `handle` are replaced when the guest moves; memory, rings and frames under way stay.
 
-    With `first_index` the rings have been in use before and start there; `start` restores that.
+    With `first_index` the rings have been in use before and start there; `start` restores that. What of the
+    features is off by default, the device is made to offer.
     """
 
     def __init__(
@@ -41,7 +43,11 @@ class LoopbackGuest:
             self.memory = building.enter_context(GuestMemory(_MEMORY))
             self.log = DirtyLog.for_memory_end(self.memory.regions[-1].end, 4096)
             building.callback(self.log.close)
-            self._packed = bool(features & PACKED)
+            self._enabled = frozenset(
+                name
+                for name, bit in virtio_net.QEMU_PROPERTIES.items()
+                if bit in virtio_net.OFF_BY_DEFAULT and features >> bit & 1
+            )
             self.device, self.handle = self._make_device(building)
             self.driver = GuestDriver(
                 self.handle,
@@ -60,7 +66,7 @@ class LoopbackGuest:
     def _make_device(self, stack: ExitStack) -> tuple[NetDevice, InProcessHandle]:
         backend = Loopback()
         stack.callback(backend.close)
-        device = NetDevice(backend, mac=MAC, enabled_features=frozenset({"packed"} if self._packed else ()))
+        device = NetDevice(backend, mac=MAC, enabled_features=self._enabled)
         stack.callback(device.close)
         handle = InProcessHandle(device)
         stack.callback(handle.close)
