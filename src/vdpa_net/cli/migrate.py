@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import argparse
+import shlex
+from pathlib import Path
 
 from vdpa_net.cli import options
 from vdpa_net.cli.parser import whole_number
@@ -13,42 +15,142 @@ MIN_MEMORY_MIB = 128
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument(
-        "--rounds", type=whole_number(1), default=2, metavar="N", help="migrations, back and forth"
-    )
-    parser.add_argument(
-        "--transport",
-        choices=options.TRANSPORTS,
-        default="in-process",
-        help="how the driver reaches the device",
-    )
-    parser.add_argument(
-        "--rate", type=whole_number(1), default=1000, metavar="PPS", help="packets per second and direction"
-    )
+    _add_run(parser.add_argument_group("the run"))
+    _add_device(parser.add_argument_group("the devices"))
+    _add_load(parser.add_argument_group("the load"))
+    _add_guest(parser.add_argument_group("your own stack"))
     options.add_machine(parser, min_memory_mib=MIN_MEMORY_MIB)
-    parser.add_argument("--keep", action="store_true", help="keep logs and evidence of a PASS, too")
+    _add_results(parser.add_argument_group("results"))
     options.add_faults(parser)
     options.add_seed(parser)
     options.add_json(parser)
+    options.add_junit(parser)
+
+
+def _add_run(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--rounds", type=whole_number(1), default=2, metavar="N", help="migrations, back and forth (2)"
+    )
+    group.add_argument(
+        "--cancel-at",
+        metavar="PHASE",
+        help="cancel a first try at setup, first-pass, pre-copy or switch-over; the source has to go on, and "
+        "a second try to succeed",
+    )
+    group.add_argument(
+        "--disturb",
+        action="append",
+        default=[],
+        metavar="WHAT",
+        help="in pre-copy: reboot, rebind, channels (ethtool -L) or reset; may be repeated",
+    )
+    group.add_argument("--postcopy", action="store_true", help="refused, with the reason")
+
+
+def _add_device(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--transport",
+        choices=options.TRANSPORTS,
+        default="in-process",
+        help="how the driver reaches the device (in-process)",
+    )
+    group.add_argument("--profile", default="vdpa", metavar="PROFILE", help="LM register layout (vdpa)")
+    group.add_argument(
+        "--queue-pairs", type=whole_number(1), default=1, metavar="N", help="queue pairs of the NIC (1)"
+    )
+    group.add_argument("--packed", action="store_true", help="packed virtqueues")
+    group.add_argument("--iommu", action="store_true", help="put a vIOMMU in front of the guest's NIC")
+
+
+def _add_load(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--rate", type=whole_number(1), default=1000, metavar="PPS", help="packets/s per direction (1000)"
+    )
+    group.add_argument(
+        "--size", default="80-1400", metavar="BYTES", help="UDP payloads: BYTES or MIN-MAX (80-1400)"
+    )
+    group.add_argument(
+        "--dirty-rate",
+        type=whole_number(0),
+        default=1024,
+        metavar="KIB",
+        help="memory that the guest rewrites per second (1024)",
+    )
+    group.add_argument(
+        "--bandwidth", type=whole_number(1), metavar="MIB", help="limit of the transfer, per second"
+    )
+    group.add_argument(
+        "--downtime-limit",
+        type=whole_number(1),
+        default=300,
+        metavar="MS",
+        help="QEMU's downtime-limit (300)",
+    )
+
+
+def _add_guest(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--kernel", type=Path, metavar="FILE", help="your kernel, with --initrd or the lab's")
+    group.add_argument(
+        "--initrd", type=Path, metavar="FILE", help="your initramfs; has to run /vdpa-net/start"
+    )
+    group.add_argument(
+        "--image", type=Path, metavar="FILE", help="your disk image (docs/lab.md); a copy is used"
+    )
+    group.add_argument(
+        "--qemu-args", default="", metavar="WORDS", help="more arguments of QEMU, as in a shell"
+    )
+    group.add_argument(
+        "--backend-socket",
+        metavar="SRC,DST",
+        help="your vhost-user back ends, in this network namespace, instead of ours (docs/lab.md)",
+    )
+
+
+def _add_results(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--keep", action="store_true", help="keep logs and evidence of a PASS, too")
+    group.add_argument("--report", type=Path, metavar="DIR", help="write an HTML page with pictures there")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """The exit code of the verdict."""
     from rich.console import Console  # noqa: PLC0415
 
-    from vdpa_net.lab.migrate.options import MigrateOptions  # noqa: PLC0415
+    from vdpa_net.lab.migrate.options import (  # noqa: PLC0415
+        MigrateOptions,
+        parse_backend_sockets,
+        parse_size,
+    )
     from vdpa_net.lab.migrate.run import run_migrate  # noqa: PLC0415
 
+    foreign = arguments.backend_socket
     asked = MigrateOptions(
         rounds=arguments.rounds,
         transport=arguments.transport,
+        profile=arguments.profile,
         qemu=arguments.qemu,
         accel=arguments.accel,
         memory_mib=arguments.memory,
         rate_pps=arguments.rate,
+        lengths=parse_size(arguments.size),
+        queue_pairs=arguments.queue_pairs,
+        packed=arguments.packed,
+        iommu=arguments.iommu,
+        dirty_kib_per_s=arguments.dirty_rate,
+        bandwidth_mib_per_s=arguments.bandwidth,
+        downtime_limit_ms=arguments.downtime_limit,
+        cancel_at=arguments.cancel_at,
+        disturbances=tuple(arguments.disturb),
+        postcopy=arguments.postcopy,
+        kernel=arguments.kernel,
+        initrd=arguments.initrd,
+        image=arguments.image,
+        qemu_arguments=tuple(shlex.split(arguments.qemu_args)),
+        backend_sockets=None if foreign is None else parse_backend_sockets(foreign),
         faults=tuple(arguments.fault),
         seed=arguments.seed,
         json_path=arguments.json,
+        junit_path=arguments.junit,
+        report=arguments.report,
         directory=arguments.logs,
         keep=arguments.keep,
     )

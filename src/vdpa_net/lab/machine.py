@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from vdpa_net.errors import LabError, StateError, VdpaNetError
+from vdpa_net.errors import LabError, PeerGone, StateError, VdpaNetError
 from vdpa_net.lab.console import LineReader
 from vdpa_net.lab.guest import Guest
 from vdpa_net.lab.program import Program, machine_name
@@ -45,6 +45,7 @@ class MachineOptions:
     `memory_path` is the file of its RAM (shared; None: an anonymous one, shared, too). `arguments` are
     further words of QEMU's command line, as they stand. `pass_fds` stay open in QEMU under their numbers.
     `incoming` is what -incoming takes; `paused` is -S. `iommu` puts an intel-iommu in front of the devices.
+    With `boots_disk` the firmware boots from a disk among the `arguments` instead of the guest's kernel.
     """
 
     name: str
@@ -60,6 +61,7 @@ class MachineOptions:
     incoming: str | None = None
     paused: bool = False
     iommu: bool = False
+    boots_disk: bool = False
 
 
 def command_line(options: MachineOptions, qmp_fd: int, console_fd: int) -> list[str]:
@@ -70,18 +72,18 @@ def command_line(options: MachineOptions, qmp_fd: int, console_fd: int) -> list[
         *_memory(options),
         *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=console,fd={console_fd}", "-serial", "chardev:console"),
-        *(
-            "-kernel",
-            str(options.guest.kernel),
-            "-initrd",
-            str(options.guest.initrd),
-            "-append",
-            options.append,
-        ),
+        *_kernel(options),
         *(("-incoming", options.incoming) if options.incoming else ()),
         *(("-S",) if options.paused else ()),
         *options.arguments,
     )
+
+
+def _kernel(options: MachineOptions) -> list[str]:
+    if options.boots_disk:
+        return []
+    guest = options.guest
+    return ["-kernel", str(guest.kernel), "-initrd", str(guest.initrd), "-append", options.append]
 
 
 def _board(options: MachineOptions) -> list[str]:
@@ -121,6 +123,7 @@ class Machine:
         self._process: subprocess.Popen[bytes] | None = None
         self._session: QmpSession | None = None
         self._console: LineReader | None = None
+        self._keyboard = -1
 
     @property
     def pid(self) -> int:
@@ -183,6 +186,17 @@ class Machine:
             raise self.failure(f"has no line like {pattern!r} on its console") from error
         return match[1] if match.re.groups else match[0]
 
+    def command_line(self) -> str:
+        """The command line that was run, for evidence."""
+        return shlex.join(self._argv)
+
+    def type_line(self, text: str) -> None:
+        """Type a line on the serial console. Raises PeerGone if there is no machine."""
+        try:
+            os.write(self._keyboard, text.encode() + b"\n")
+        except OSError as error:
+            raise PeerGone(f"machine {self.name}: its console is gone: {error}") from error
+
     def wait_exit(self, timeout_s: float) -> int:
         """QEMU's exit code, once it has ended. Raises LabError if it does not."""
         try:
@@ -209,6 +223,9 @@ class Machine:
             self._session.close()
         if self._console is not None:
             self._console.join()
+        if self._keyboard >= 0:
+            os.close(self._keyboard)
+            self._keyboard = -1
 
     def __enter__(self) -> Self:
         self.start()
@@ -231,6 +248,7 @@ class Machine:
         qmp, qmp_far = socket.socketpair()
         console, console_far = socket.socketpair()
         self._session = QmpSession(self.name, self._path("qmp"))
+        self._keyboard = os.dup(console.fileno())
         self._console = LineReader(console.detach(), self._path("console"), f"console of {self.name}")
         with qmp_far, console_far:
             fds = (qmp_far.fileno(), console_far.fileno())

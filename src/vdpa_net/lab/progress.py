@@ -7,7 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    Progress,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+)
+from rich.text import Text
 
 ProgressCallback = Callable[[str, float | None], None]
 """Called with what is being done and the share of it that is done (0..1; None: not known)."""
@@ -17,13 +26,32 @@ def silent(_phase: str, _fraction: float | None) -> None:
     """Tells nobody."""
 
 
+class _LiveColumn(ProgressColumn):
+    """What a function says at the moment of drawing."""
+
+    def __init__(self, text: Callable[[], str]) -> None:
+        super().__init__()
+        self._text = text
+
+    def render(self, _task: Task) -> Text:
+        return Text(self._text())
+
+
 @contextmanager
-def shown_on(console: Console) -> Iterator[ProgressCallback]:
-    """A callback that draws one line with a bar; without a terminal it prints each phase once."""
+def shown_on(console: Console, live: Callable[[], str] | None = None) -> Iterator[ProgressCallback]:
+    """A callback that draws one line with a bar, and what `live` says, several times a second; without a
+    terminal it prints each phase once."""
     if not console.is_terminal:
         yield _printed_on(console)
         return
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns: list[ProgressColumn] = [
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=20),
+        TimeElapsedColumn(),
+    ]
+    if live is not None:
+        columns.append(_LiveColumn(live))
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task("", total=None)
 

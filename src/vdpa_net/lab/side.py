@@ -38,6 +38,9 @@ class SideOptions:
     mac: str
     directory: Path
     transport: str = "in-process"
+    profile: str = "vdpa"
+    queue_pairs: int = 1
+    packed: bool = False
     faults: tuple[str, ...] = ()
     seed: int = 0
 
@@ -108,8 +111,16 @@ class Side:
         self.options = options
         self.name = options.name
         self.vhost_socket = options.directory / f"{options.name}.vhost"
+        self.is_watched = True
         self._device: SideProcess | None = None
         self._driver: SideProcess | None = None
+
+    @classmethod
+    def foreign(cls, name: str, vhost_socket: Path) -> Self:
+        """A side of somebody else's: its back end answers no questions (`is_watched` is false)."""
+        side = cls(SideOptions(name, "", "", vhost_socket.parent))
+        side.vhost_socket, side.is_watched = vhost_socket, False
+        return side
 
     def start(self) -> None:
         """Start the processes and wait until the vhost socket listens."""
@@ -156,14 +167,15 @@ class Side:
 
     def _device_arguments(self) -> list[str]:
         options = self.options
-        arguments = [
-            "--netdev",
-            f"tap,id=hostnet1,ifname={options.tap},script=no,downscript=no,vhost=off",
-            "--device",
-            f"virtio-net-pci,netdev=hostnet1,id=net1,mac={options.mac},iommu_platform=on,vdpa=on",
-            "--seed",
-            str(options.seed),
-        ]
+        netdev = f"tap,id=hostnet1,ifname={options.tap},script=no,downscript=no,vhost=off"
+        device = f"virtio-net-pci,netdev=hostnet1,id=net1,mac={options.mac},iommu_platform=on,vdpa=on"
+        if options.queue_pairs > 1:
+            netdev += f",queues={options.queue_pairs}"
+            device += ",mq=on"
+        if options.packed:
+            device += ",packed=on"
+        arguments = ["--netdev", netdev, "--device", device, "--seed", str(options.seed)]
+        arguments += ["--profile", options.profile]
         for fault in options.faults:
             arguments += ["--fault", fault]
         return arguments

@@ -43,14 +43,19 @@ def differing_pages(left: bytes | memoryview, right: bytes | memoryview, first_p
     return found
 
 
-def check_ram(differing: Collection[int], total_pages: int) -> Line:
-    """Every page of guest RAM is equal on both sides; `differing` are guest page numbers."""
+def check_ram(differing: Collection[int], total_pages: int, notes: Mapping[int, str] | None = None) -> Line:
+    """Every page of guest RAM is equal on both sides; `differing` are guest page numbers, `notes` what else
+    is known about some of them."""
+    more = notes or {}
     return Line(
         "guest RAM",
         _pass_if(not differing) if total_pages else Outcome.NOT_RUN,
         f"{len(differing)} of {total_pages} pages differ",
         "0 pages differ",
-        shortened(f"page {page:#x} (guest physical {page * PAGE_BYTES:#x})" for page in sorted(differing)),
+        shortened(
+            f"page {page:#x} (guest physical {page * PAGE_BYTES:#x}){more.get(page, '')}"
+            for page in sorted(differing)
+        ),
     )
 
 

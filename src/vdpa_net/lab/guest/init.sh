@@ -9,7 +9,8 @@
 #   lab.port=7000                      UDP port of the traffic on both sides (role traffic)
 #   lab.agent=WORDS,WITH,COMMAS        more arguments of the agent, commas instead of spaces (role traffic)
 #
-# It tells the console what it has come to, one line each: "LAB <what> <value>".
+# It tells the console what it has come to, one line each: "LAB <what> <value>". In the role traffic it takes orders
+# from there: reboot, rebind, reset, channels N.
 
 say() { echo "LAB $*"; }
 
@@ -58,6 +59,38 @@ describe_nic() {
     say iommu "$(ls /sys/class/iommu 2>/dev/null | tr '\n' ' ')"
 }
 
+virtio_device() { basename "$(readlink -f /sys/class/net/eth0/device)"; }
+
+rebind() {
+    device=$(virtio_device)
+    echo "$device" >/sys/bus/virtio/drivers/virtio_net/unbind && echo "$device" >/sys/bus/virtio/drivers/virtio_net/bind
+}
+
+# Behind the driver's back; it finds a device that has lost its rings, and starts it anew when it is bound again.
+reset_function() {
+    pci=$(readlink -f /sys/class/net/eth0/device/..)
+    echo 1 >"$pci/reset" && echo "${pci##*/}" >/sys/bus/pci/drivers/virtio-pci/unbind &&
+        echo "${pci##*/}" >/sys/bus/pci/drivers/virtio-pci/bind
+}
+
+# What the lab types on the console while the guest is being migrated.
+obey() {
+    while read -r order argument; do
+        case $order in
+        reboot) reboot -f ;;
+        rebind) rebind || fail rebind ;;
+        reset) reset_function || fail reset ;;
+        channels) ethtool -L eth0 combined "$argument" || fail channels ;;
+        *) continue ;;
+        esac
+        if [ "$order" != channels ]; then
+            wait_for_nic
+            set_up_network
+        fi
+        say done "$order"
+    done
+}
+
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
@@ -84,7 +117,8 @@ traffic)
     address=$(parameter address)
     port=$(parameter port)
     agent traffic --bind "${address%/*}:$port" --peer "$(parameter peer):$port" \
-        $(parameter agent | tr ',' ' ') || fail "agent ended with $?"
+        $(parameter agent | tr ',' ' ') || fail "agent ended with $?" &
+    obey
     ;;
 *)
     say ready idle

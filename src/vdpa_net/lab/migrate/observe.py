@@ -20,7 +20,13 @@ from vdpa_net.migration.verdict import Line, Outcome
 USED_IDX_OFFSET_BYTES = 2
 """Where idx lies in a used or available ring (virtio 1.3, 2.7.6 and 2.7.8)."""
 
-RING_NAMES = ("rx", "tx")
+OUT_OF_REACH = {
+    "ring state": "the back end's registers and messages can't be seen",
+    "dirty audit": "what the back end writes and marks can't be seen",
+    "violations": "the back end records none for us",
+    "announcement": "the back end's own network carries it",
+}
+"""Claims about a back end that is not ours, and why they can't be examined."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +96,11 @@ class QueueObservations:
 
 @dataclass
 class Round:
-    """Everything that was observed in one round; `None` is what this kind of round does not observe."""
+    """Everything that was observed in one round; `None` is what this kind of round does not observe.
+
+    `watched` is false where the back end is not ours: what only it could tell is not checked. `page_notes`
+    say more about pages that differ; `more_lines` are claims that only some rounds make.
+    """
 
     number: int
     compares_ram: bool
@@ -106,17 +116,25 @@ class Round:
     traffic_problem: str = ""
     violations: list[str] = field(default_factory=list)
     faults_fired: dict[str, int] = field(default_factory=dict)
+    page_notes: dict[int, str] = field(default_factory=dict)
+    more_lines: list[Line] = field(default_factory=list)
+    watched: bool = True
     figures: dict[str, Any] = field(default_factory=dict)
 
     def lines(self, minimum_pages: int) -> list[Line]:
         """The verdict on this round."""
-        lines = [self._load(minimum_pages)]
+        lines = [self._load(minimum_pages)] if self.watched else []
         if self.compares_ram:
             lines.append(self._ram())
-        lines += [queue.line() for queue in self.queues] or [_not_run("ring state", "no queue was observed")]
-        lines.append(self._audit())
+        if self.watched:
+            lines += [queue.line() for queue in self.queues] or [
+                _not_run("ring state", "no queue was observed")
+            ]
+            lines.append(self._audit())
         lines += self.traffic or [_not_run("traffic", self.traffic_problem or "not observed")]
-        lines.append(check_violations(self.violations))
+        lines += self.more_lines
+        if self.watched:
+            lines.append(check_violations(self.violations))
         return [_in_round(line, self.number) for line in lines]
 
     def _load(self, minimum_pages: int) -> Line:
@@ -125,7 +143,7 @@ class Round:
     def _ram(self) -> Line:
         if self.differing is None:
             return _not_run("guest RAM", "not compared")
-        line = check_ram(self.differing, self.total_pages)
+        line = check_ram(self.differing, self.total_pages, self.page_notes)
         if not self.differing or self.audit is None:
             return line
         by_device = len(set(self.differing) & self.audit.written)

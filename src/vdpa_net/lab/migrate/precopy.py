@@ -7,7 +7,8 @@ the dirty log can save. There are two ways to wait for that:
 - many passes: no downtime is allowed (downtime-limit 0) and the passes behind the first one crawl, so the
   migration goes round and round. Whatever the device writes then has been sent before.
 - one pass: most of the RAM is sent at full speed and the rest at a crawl. What the device writes below the
-  point that the pass has reached has been sent before. This is for QEMUs whose TCG loses guest writes when
+  point that the pass has reached has been sent before. Where the guest's receive buffers lie is the guest's
+  decision: if none lie below that point, it moves on. This is for QEMUs whose TCG loses guest writes when
   dirty bits are cleared more than once (`quirks.loses_writes_after_second_pass`): a second pass would fail
   the comparison of RAM for a reason that is not the device's.
 """
@@ -16,31 +17,54 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from vdpa_net.errors import PeerError
+from vdpa_net.errors import LabError, PeerError
+from vdpa_net.lab.migrate.live import LiveFigures
 from vdpa_net.lab.migrate.topology import HostedGuest
 from vdpa_net.lab.qmp import Event
+from vdpa_net.lab.traffic.endpoint import TrafficEndpoint
 from vdpa_net.migration.checks import PAGE_BYTES
 
 PHASE_SECONDS = 120
-LOAD_SECONDS = 20
+LOGGING_SECONDS = 15
+LOAD_SECONDS = 60
 SAMPLE_SECONDS = 0.02
-FIRST_PASS = {"max-bandwidth": 96 << 20, "downtime-limit": 0}
+MIB = 1 << 20
+FIRST_PASS_BYTES_PER_S = 96 * MIB
 # The end of the first pass is slow enough to be noticed: later passes at full speed take a millisecond.
-END_OF_FIRST_PASS = {"max-bandwidth": 8 << 20}
+END_OF_FIRST_PASS_BYTES_PER_S = 8 * MIB
 # Less than what the traffic dirties, more than nothing: passes end, and never find nothing to send.
-LATER_PASSES = {"max-bandwidth": 1 << 20}
-# Pages that hold nothing but zeros cost a few bytes: the rest of the RAM has to last for seconds.
-REST_OF_FIRST_PASS = {"max-bandwidth": 64 << 10}
+LATER_PASSES_BYTES_PER_S = 1 * MIB
+# Pages that hold nothing but zeros cost a few bytes: the rest of the RAM has to last for a minute.
+CRAWL_BYTES_PER_S = 8 << 10
+FULL_SPEED_BYTES_PER_S = 4096 * MIB
 SENT_SHARE = 0.75
-FULL_SPEED = {"max-bandwidth": 4 << 30}
-DOWNTIME = {"downtime-limit": 300}
+LAST_SHARE = 0.992
+STEP_SHARE = 0.03
+# A hold without any buffer behind it moves on soon, one with too few of them later.
+EMPTY_STEP_SECONDS = 0.5
+STEP_SECONDS = 5.0
 
 
 def is_final(event: Event) -> bool:
     """Whether a MIGRATION event is the last one."""
     return event.name == "MIGRATION" and event.data["status"] in ("completed", "failed", "cancelled")
+
+
+@dataclass(frozen=True)
+class PrecopyOptions:
+    """How to hold. `bandwidth_bytes_per_s` limits every phase; `downtime_limit_ms` is QEMU's, at the end."""
+
+    wanted_pages: int
+    one_pass: bool
+    downtime_limit_ms: int = 300
+    bandwidth_bytes_per_s: int = FULL_SPEED_BYTES_PER_S
+
+    def limits(self, bytes_per_s: int, downtime_ms: int | None = None) -> dict[str, int]:
+        """QEMU's migration parameters."""
+        limits = {"max-bandwidth": min(bytes_per_s, self.bandwidth_bytes_per_s)}
+        return limits if downtime_ms is None else {**limits, "downtime-limit": downtime_ms}
 
 
 @dataclass
@@ -52,87 +76,173 @@ class Load:
     problem: str = ""
 
 
-class Precopy:
-    """Holds one migration in pre-copy until the device has rewritten `wanted_pages`.
+@dataclass(frozen=True)
+class Sample:
+    """QEMU's own account of a migration at an instant (CLOCK_MONOTONIC)."""
 
-    `start` is the position in the source's events from which the migration is looked at.
+    at_ns: int
+    transferred_bytes: int
+    remaining_bytes: int
+    dirty_pages_per_s: int
+    passes: int
+
+
+@dataclass
+class Precopy:
+    """Holds one migration in pre-copy until the device has rewritten enough pages.
+
+    `endpoint` stands in for the device's own account where there is none (a foreign back end).
     """
 
-    def __init__(
-        self,
-        source: HostedGuest,
-        wanted_pages: int,
-        *,
-        one_pass: bool,
-        say: Callable[[str, float | None], None],
-    ) -> None:
-        self._source = source
-        self._machine = source.machine
-        self._wanted = wanted_pages
-        self._one_pass = one_pass
-        self._say = say
-        self._start = self._machine.session.position
+    source: HostedGuest
+    options: PrecopyOptions
+    endpoint: TrafficEndpoint
+    say: Callable[[str, float | None], None]
+    live: LiveFigures
+    samples: list[Sample] = field(default_factory=list)
+    _start: int = 0
+    _share: float = SENT_SHARE
 
     def prepare(self) -> None:
-        """Before `migrate`: the limits."""
-        self._machine.qmp("migrate-set-parameters", FIRST_PASS)
+        """Before `migrate`: the limits, and the position in the source's events to look from."""
+        self._start = self.source.machine.session.position
+        self._set(FIRST_PASS_BYTES_PER_S, 0)
 
-    def hold(self) -> Load:
-        """Return when the device has rewritten enough, or can't any more; the migration is held on."""
-        load = Load()
-        self._say("first pass", None)
-        if self._one_pass:
-            load.sent_pages = self._slow_down(REST_OF_FIRST_PASS)
+    def wait_logging(self) -> None:
+        """Return when the device logs. Raises LabError, with its violations, if it does not come to that."""
+        side = self.source.side
+        if not side.is_watched:
+            return
+        deadline = time.monotonic() + LOGGING_SECONDS
+        while time.monotonic() < deadline and not self.has_ended():
+            snapshot = side.device("inspect")
+            refused = [kind for kind in snapshot["violation_kinds"] if kind.startswith("log_start")]
+            if snapshot["logging"]:
+                return
+            if refused:
+                break
+            # Logging is a register of the device: nobody announces it over the control socket.
+            time.sleep(SAMPLE_SECONDS)
+        recent = side.device("inspect")["violations"][-3:]
+        raise LabError(f"the source's device does not log although the migration has begun: {recent}")
+
+    def enter(self, load: Load, share: float | None = None) -> None:
+        """Come as far as the hold: behind most of the first pass (or this share), or behind all of it."""
+        self.say("first pass", None)
+        if share is not None:
+            self._advance(share, CRAWL_BYTES_PER_S)
+        elif self.options.one_pass:
+            load.sent_pages = self._advance(self._share, CRAWL_BYTES_PER_S)
         else:
-            self._slow_down(END_OF_FIRST_PASS)
+            self._advance(self._share, END_OF_FIRST_PASS_BYTES_PER_S)
             # Pass 2 begins when the first one is complete.
-            self._machine.wait_event(
+            self.source.machine.wait_event(
                 "MIGRATION_PASS",
                 PHASE_SECONDS,
                 start=self._start,
                 where=lambda event: event.data["pass"] >= 2,
             )
-            self._machine.qmp("migrate-set-parameters", LATER_PASSES)
+            self._set(LATER_PASSES_BYTES_PER_S)
+
+    def wait_for_load(self, load: Load) -> None:
+        """Return when the device has rewritten enough, or can't any more; the migration is held on."""
         try:
-            self._wait_for_load(load)
+            if self.source.side.is_watched:
+                self._wait_for_pages(load)
+            else:
+                self._wait_for_packets()
         except PeerError as error:
             load.problem = str(error)
-        return load
 
     def release(self) -> Event:
         """Let it switch over; the event that ends the migration."""
-        self._say("switch-over", None)
-        # With downtime allowed QEMU would look for dirty pages before the end of the only pass.
-        limits = FULL_SPEED if self._one_pass else FULL_SPEED | DOWNTIME
-        self._machine.qmp("migrate-set-parameters", limits)
-        return self._machine.wait_event("MIGRATION", PHASE_SECONDS, start=self._start, where=is_final)
+        self.say("switch-over", None)
+        self.let_go()
+        machine = self.source.machine
+        return machine.wait_event("MIGRATION", PHASE_SECONDS, start=self._start, where=is_final)
 
-    def _slow_down(self, limits: Mapping[str, int]) -> int:
-        """Set these limits once the pass has sent most of the RAM; returns how many pages it has sent."""
-        total = self._source.ram.size_bytes
+    def let_go(self) -> None:
+        """No more holding: full speed, and downtime is allowed."""
+        # With downtime allowed QEMU would look for dirty pages before the end of the only pass.
+        downtime_ms = None if self.options.one_pass else self.options.downtime_limit_ms
+        self._set(FULL_SPEED_BYTES_PER_S, downtime_ms)
+
+    def wait_status(self, status: str) -> None:
+        """Return when the migration has this status, or is over. Raises LabError in time."""
+        self.source.machine.wait_event(
+            "MIGRATION",
+            PHASE_SECONDS,
+            start=self._start,
+            where=lambda event: event.data["status"] == status or is_final(event),
+        )
+
+    def wait_final(self) -> Event:
+        """The event that ends the migration."""
+        machine = self.source.machine
+        return machine.wait_event("MIGRATION", PHASE_SECONDS, start=self._start, where=is_final)
+
+    def passes(self) -> list[tuple[int, int]]:
+        """Number of each pass over RAM and when it began (CLOCK_MONOTONIC)."""
+        events = self.source.machine.session.events(self._start)
+        return [(event.data["pass"], event.seen_ns) for event in events if event.name == "MIGRATION_PASS"]
+
+    def sample(self) -> Mapping[str, int]:
+        """Note QEMU's account of now; its part on RAM, empty before there is one."""
+        info = self.source.machine.qmp("query-migrate")
+        self.live.take(info)
+        ram: Mapping[str, int] = info.get("ram", {})
+        if ram:
+            now_ns = time.monotonic_ns()
+            passes = int(ram.get("dirty-sync-count", 0))
+            rate = int(ram.get("dirty-pages-rate", 0))
+            self.samples.append(Sample(now_ns, int(ram["transferred"]), int(ram["remaining"]), rate, passes))
+        return ram
+
+    def has_ended(self) -> bool:
+        """Whether the migration is over, however."""
+        return any(is_final(event) for event in self.source.machine.session.events(self._start))
+
+    def _set(self, bytes_per_s: int, downtime_ms: int | None = None) -> None:
+        self.source.machine.qmp("migrate-set-parameters", self.options.limits(bytes_per_s, downtime_ms))
+
+    def _advance(self, share: float, then_bytes_per_s: int) -> int:
+        """Once the pass has sent this share of the RAM, slow down; returns how many pages it has sent."""
+        total = self.source.ram.size_bytes
         deadline = time.monotonic() + PHASE_SECONDS
-        while time.monotonic() < deadline and not self._has_ended():
-            ram = self._machine.qmp("query-migrate").get("ram", {})
-            sent = total - min(total, int(ram.get("remaining", total)))
-            if sent >= SENT_SHARE * total:
-                self._machine.qmp("migrate-set-parameters", limits)
+        while time.monotonic() < deadline and not self.has_ended():
+            sent = total - min(total, int(self.sample().get("remaining", total)))
+            if sent >= share * total:
+                self._set(then_bytes_per_s)
                 return sent // PAGE_BYTES
             # QEMU announces passes, not how far one has come.
             time.sleep(SAMPLE_SECONDS)
         return 0
 
-    def _wait_for_load(self, load: Load) -> None:
-        device = self._source.side.device
+    def _wait_for_pages(self, load: Load) -> None:
+        device, wanted = self.source.side.device, self.options.wanted_pages
         device("audit_end_interval", anew=True)
         deadline = time.monotonic() + LOAD_SECONDS
-        while time.monotonic() < deadline and not self._has_ended():
+        step_at = time.monotonic() + EMPTY_STEP_SECONDS
+        while time.monotonic() < deadline and not self.has_ended():
             load.pages = int(device("audit_end_interval", below_page=load.sent_pages))
-            share = min(1.0, load.pages / self._wanted)
-            self._say(f"pre-copy, the device wrote {load.pages} of {self._wanted} pages anew", share)
-            if load.pages >= self._wanted:
+            self.say("pre-copy, waiting for the device to write pages anew", min(1.0, load.pages / wanted))
+            self.sample()
+            if load.pages >= wanted:
                 return
+            if self.options.one_pass and time.monotonic() >= step_at and self._share < LAST_SHARE:
+                load.sent_pages = self._step()
+                pause = STEP_SECONDS if load.pages > wanted // 4 else EMPTY_STEP_SECONDS
+                step_at = time.monotonic() + pause
             # The number of written pages is a sample, nobody announces it.
             time.sleep(SAMPLE_SECONDS)
 
-    def _has_ended(self) -> bool:
-        return any(is_final(event) for event in self._machine.session.events(self._start))
+    def _step(self) -> int:
+        """Let the only pass go on a little."""
+        self._share = min(LAST_SHARE, self._share + STEP_SHARE)
+        self._set(END_OF_FIRST_PASS_BYTES_PER_S)
+        return self._advance(self._share, CRAWL_BYTES_PER_S)
+
+    def _wait_for_packets(self) -> None:
+        self.say("pre-copy, waiting for traffic", None)
+        self.sample()
+        self.endpoint.wait_received(self.endpoint.received + 4 * self.options.wanted_pages, LOAD_SECONDS)

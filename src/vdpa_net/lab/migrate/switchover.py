@@ -8,44 +8,55 @@ gap.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from vdpa_net.errors import LabError, StateError, VdpaNetError
+from vdpa_net.lab.migrate.announce import announcement_line
+from vdpa_net.lab.migrate.cancel import cancel, traffic_afterwards, wants_pause
+from vdpa_net.lab.migrate.disturb import disturb
+from vdpa_net.lab.migrate.evidence import (
+    describe_pages,
+    first_stop_request_ns,
+    keep_evidence,
+    queue_record,
+    ring_name,
+)
+from vdpa_net.lab.migrate.live import LiveFigures
 from vdpa_net.lab.migrate.observe import (
-    RING_NAMES,
     USED_IDX_OFFSET_BYTES,
     GuestProgress,
     QueueObservations,
     Round,
     wire_values,
 )
-from vdpa_net.lab.migrate.precopy import Load, Precopy, is_final
-from vdpa_net.lab.migrate.topology import FlatTopology, HostedGuest
+from vdpa_net.lab.migrate.precopy import Load, Precopy, PrecopyOptions, is_final
+from vdpa_net.lab.migrate.timeline import Timeline, host_clock_ns
+from vdpa_net.lab.migrate.topology import GUEST_MAC, FlatTopology, HostedGuest
 from vdpa_net.lab.progress import ProgressCallback
 from vdpa_net.lab.ram import GuestRam
 from vdpa_net.lab.traffic.endpoint import TrafficEndpoint
-from vdpa_net.lab.traffic.judge import Gap, lost_in_gap, traffic_lines
+from vdpa_net.lab.traffic.judge import Gap, lost_in_gap, lost_in_gap_ns, traffic_lines
+from vdpa_net.lab.traffic.reception import TrafficReport
 from vdpa_net.migration.checks import PAGE_BYTES, AuditFindings, differing_pages
 
 PHASE_SECONDS = 120
 GUEST_PROGRESS_SECONDS = 30
-TRAFFIC_SECONDS = 60
+TRAFFIC_SECONDS = 120
 WARM_UP_DATAGRAMS = 200
 SAMPLE_SECONDS = 0.05
 
 
 @dataclass(frozen=True)
 class RoundOptions:
-    """`minimum_pages` is how many pages the device has to write after the first pass."""
+    """`cancel_at` and `disturbances` are what happens before the guest moves."""
 
     number: int
     compares_ram: bool
-    minimum_pages: int
+    precopy: PrecopyOptions
+    cancel_at: str | None = None
+    disturbances: tuple[str, ...] = ()
 
 
 class RoundRunner:
@@ -57,63 +68,114 @@ class RoundRunner:
         source: HostedGuest,
         endpoint: TrafficEndpoint,
         options: RoundOptions,
-        progress: ProgressCallback,
+        shown: tuple[ProgressCallback, LiveFigures],
     ) -> None:
         self._topology = topology
         self._source = source
         self._endpoint = endpoint
         self._options = options
-        self._progress = progress
-        self._round = Round(options.number, options.compares_ram, source.side.name)
+        self._progress, self._live = shown
+        self._pairs = topology.options.queue_pairs
+        self._watched = source.side.is_watched
+        self._round = Round(options.number, options.compares_ram, source.side.name, watched=self._watched)
         self._load = Load()
         self._violations_before: dict[str, int] = {}
         self._destination: HostedGuest | None = None
+        self._timeline = Timeline()
 
     def run(self) -> Round:
         """Migrate once. Raises LabError if it can't be done at all; a migration that fails says so."""
-        sides = self._topology.sides
-        target = next(side for side in sides if side is not self._source.side)
-        self._violations_before = {side.name: self._violation_count(side.name) for side in sides}
-        self._say("starting the destination")
-        self._destination = self._topology.expect_guest(target)
-        self._say("waiting for steady traffic")
-        self._endpoint.start(TRAFFIC_SECONDS)
-        self._endpoint.wait_received(WARM_UP_DATAGRAMS, TRAFFIC_SECONDS)
+        self._live.reset()
+        if self._watched:
+            self._violations_before = {
+                side.name: int(side.device("inspect")["violation_count"]) for side in self._topology.sides
+            }
+        if self._options.cancel_at is not None:
+            self._start_destination()
+            self._start_traffic()
+            self._cancel(self._options.cancel_at)
+        self._start_destination()
         self._migrate()
         self._observe_switchover()
         self._observe_guest()
         self._observe_traffic()
-        self._observe_sides()
-        self._keep_evidence()
+        if self._watched:
+            self._observe_sides()
         return self._round
+
+    def arrived(self) -> HostedGuest:
+        """The QEMU that hosts the guest after the round."""
+        if self._destination is None:
+            raise StateError("the round has not been run")
+        return self._destination
+
+    # --- the migration ------------------------------------------------------------------------------
 
     def _say(self, what: str, fraction: float | None = None) -> None:
         kind = "RAM compared" if self._options.compares_ram else "gap timed"
         self._progress(f"round {self._options.number} ({kind}): {what}", fraction)
 
-    def _migrate(self) -> None:
+    def _start_destination(self) -> None:
+        self._say("starting the destination")
+        target = next(side for side in self._topology.sides if side is not self._source.side)
+        self._destination = self._topology.expect_guest(target)
+
+    def _start_traffic(self) -> None:
+        self._say("waiting for steady traffic")
+        self._endpoint.start(TRAFFIC_SECONDS)
+        self._endpoint.wait_received(WARM_UP_DATAGRAMS, TRAFFIC_SECONDS)
+
+    def _begin(self, *, pause: bool = False) -> Precopy:
+        """The migration has begun, and is held in its first pass."""
         source, destination = self._source.machine, self.arrived().machine
-        socket = Path(self._topology.options.directory) / f"migration-{self._options.number}"
-        uri = f"unix:{socket}"
-        for machine in (source, destination):
-            machine.qmp("migrate-set-capabilities", {"capabilities": [_on("events")]})
+        uri = f"unix:{Path(self._topology.options.directory) / f'migration-{self._topology.generation}'}"
+        switches = [_switch("events", True)]
+        destination.qmp("migrate-set-capabilities", {"capabilities": switches})
+        switches.append(_switch("pause-before-switchover", pause))
+        source.qmp("migrate-set-capabilities", {"capabilities": switches})
         destination.qmp("migrate-incoming", {"uri": uri})
-        precopy = Precopy(
-            self._source,
-            self._options.minimum_pages,
-            one_pass=self._topology.options.one_pass,
-            say=self._say,
-        )
+        precopy = Precopy(self._source, self._options.precopy, self._endpoint, self._say, self._live)
         precopy.prepare()
-        self._source.side.device("audit_arm")
+        if self._watched:
+            self._source.side.device("audit_arm")
         if not self._options.compares_ram:
             # The destination goes on by itself as soon as it has everything.
             destination.qmp("cont")
+        self._timeline.begun_ns = time.monotonic_ns()
         source.qmp("migrate", {"uri": uri})
-        self._load = precopy.hold()
-        before = self._source.side.device("inspect")["queues"]
+        return precopy
+
+    def _cancel(self, phase: str) -> None:
+        precopy = self._begin(pause=wants_pause(phase))
+        outcome = cancel(precopy, phase)
+        self._round.more_lines.append(outcome.line())
+        self._topology.remove(self.arrived())
+        self._destination = None
+        self._say(f"cancelled at {phase}, the source goes on")
+        stopped = wants_pause(phase) and self._watched
+        stop_ns = first_stop_request_ns(self._source.side, self._pairs) if stopped else None
+        if wants_pause(phase) and stop_ns is None:
+            stop_ns = self._timeline.begun_ns
+        self._round.more_lines += traffic_afterwards(self._endpoint, stop_ns, self._pairs)
+
+    def _migrate(self) -> None:
+        disturbed = bool(self._options.disturbances)
+        if not disturbed:
+            self._start_traffic()
+        precopy = self._begin()
+        precopy.wait_logging()
+        precopy.enter(self._load)
+        for name in self._options.disturbances:
+            self._say(f"pre-copy, the guest: {name}")
+            disturb(self._source, name, self._pairs)
+        if disturbed:
+            self._start_traffic()
+        precopy.wait_for_load(self._load)
+        before = self._source.side.device("inspect")["queues"] if self._watched else []
+        self._timeline.released_ns = time.monotonic_ns()
         ended = precopy.release()
-        info = source.qmp("query-migrate")
+        self._timeline.ended_ns = ended.seen_ns
+        info = self._source.machine.qmp("query-migrate")
         if ended.data["status"] != "completed":
             raise LabError(f"the migration {ended.data['status']}: {info.get('error-desc', info)}")
         self._round.figures |= {
@@ -121,40 +183,51 @@ class RoundRunner:
             "total_time_ms": info.get("total-time"),
             "passes": info["ram"].get("dirty-sync-count"),
             "transferred_bytes": info["ram"].get("transferred"),
+            "samples": [asdict(sample) for sample in precopy.samples],
+            "pass_starts": precopy.passes(),
         }
-        self._round.busy = self._completed_since(before)
+        if self._watched:
+            self._round.busy = self._completed_since(before)
 
-    def _completed_since(self, before: list[Mapping[str, Any]]) -> dict[str, int]:
+    def _completed_since(self, before: list[dict[str, int]]) -> dict[str, int]:
         """Buffers that each ring completed between the release of the migration and its stop."""
-        evidence = self._source.side.driver("evidence")["queues"]
         completed: dict[str, int] = {}
-        for queue, name in enumerate(RING_NAMES):
-            state = _evidence_of(evidence, queue).get("ring_state_after_stop")
+        for queue in range(2 * self._pairs):
+            record = queue_record(self._source.side, queue)
+            state = record.get("ring_state_after_stop")
+            name = ring_name(queue, self._pairs)
             if state is not None:
-                completed[f"{name} done since the release"] = (
-                    (int(state) >> 16) - before[queue]["used_idx"]
-                ) & 0xFFFF
-        ring = _evidence_of(evidence, 0)
-        if ring.get("driver") is not None and ring.get("ring_state_after_stop") is not None:
-            available = self._source.ram.u16(int(ring["driver"]) + USED_IDX_OFFSET_BYTES)
-            completed["rx posted"] = (available - int(ring["ring_state_after_stop"])) & 0xFFFF
+                done = ((int(state) >> 16) - before[queue]["used_idx"]) & 0xFFFF
+                completed[f"{name} done since the release"] = done
+            if queue % 2 == 0 and state is not None and record.get("driver") and not self._packed:
+                available = self._source.ram.u16(int(record["driver"]) + USED_IDX_OFFSET_BYTES)
+                completed[f"{name} posted"] = (available - int(state)) & 0xFFFF
         return completed
 
+    @property
+    def _packed(self) -> bool:
+        return self._topology.options.packed
+
+    # --- observations -------------------------------------------------------------------------------
+
     def _observe_switchover(self) -> None:
-        source, destination = self._source, self.arrived()
-        self._observe_queues_at_source()
+        destination = self.arrived()
+        if self._watched:
+            self._observe_queues_at_source()
         if self._options.compares_ram:
             destination.machine.wait_event("MIGRATION", PHASE_SECONDS, where=is_final)
             self._say("comparing RAM")
-            self._round.differing = _compare(source.ram, destination.ram)
-            self._round.total_pages = source.ram.size_bytes // PAGE_BYTES
+            source = self._source.ram
+            self._round.differing = _compare(source, destination.ram)
+            self._round.total_pages = source.size_bytes // PAGE_BYTES
+            self._round.page_notes = describe_pages(self._round.differing, self._source, destination.ram)
+            self._timeline.compared_ns = time.monotonic_ns()
             destination.machine.qmp("cont")
 
     def _observe_queues_at_source(self) -> None:
-        evidence = self._source.side.driver("evidence")["queues"]
         wire = wire_values(self._source.side.driver("wire_log"), "GET_VRING_BASE")
-        for queue in range(len(RING_NAMES)):
-            record = _evidence_of(evidence, queue)
+        for queue in range(2 * self._pairs):
+            record = queue_record(self._source.side, queue)
             if record.get("device") is None:
                 continue
             used_idx = self._source.ram.u16(int(record["device"]) + USED_IDX_OFFSET_BYTES)
@@ -170,16 +243,16 @@ class RoundRunner:
     def _observe_guest(self) -> None:
         """The guest goes on: it takes completions beyond the index at which the source stopped."""
         self._say("the guest goes on")
+        self._endpoint.wait_arrival_after(self._timeline.ended_ns, GUEST_PROGRESS_SECONDS)
         for observed in self._round.queues:
             observed.guest = self._await_progress(observed)
-        driver = self.arrived().side.driver
-        evidence = driver("evidence")["queues"]
-        wire = wire_values(driver("wire_log"), "SET_VRING_BASE")
+        if not self._watched:
+            return
+        wire = wire_values(self.arrived().side.driver("wire_log"), "SET_VRING_BASE")
         for observed in self._round.queues:
             observed.wire_set = wire.get(observed.queue)
-            observed.register_before_enable = _evidence_of(evidence, observed.queue).get(
-                "ring_state_before_enable"
-            )
+            record = queue_record(self.arrived().side, observed.queue)
+            observed.register_before_enable = record.get("ring_state_before_enable")
 
     def _await_progress(self, observed: QueueObservations) -> GuestProgress:
         """Wait until the guest has posted more buffers than the ring holds: it had to reap in between."""
@@ -187,7 +260,7 @@ class RoundRunner:
         deadline = time.monotonic() + GUEST_PROGRESS_SECONDS
         progress = GuestProgress(0, 0, 0)
         while time.monotonic() < deadline and not progress.is_beyond_the_ring:
-            record = _evidence_of(self.arrived().side.driver("evidence")["queues"], observed.queue)
+            record = queue_record(self.arrived().side, observed.queue)
             if record.get("driver") is not None and record.get("size"):
                 start = observed.used_idx_in_ram
                 progress = GuestProgress(
@@ -206,24 +279,53 @@ class RoundRunner:
         except LabError as error:
             self._round.traffic_problem = str(error)
             return
-        self._round.figures["traffic"] = report.to_json()
-        record = _evidence_of(self._source.side.driver("evidence")["queues"], 0)
-        if record.get("stop_requested_ns") is None:
+        stop_ns = self._stop_request_ns()
+        if stop_ns is None:
             self._round.traffic_problem = "the source's driver did not stop the receive queue"
             return
-        gap = Gap(int(record["stop_requested_ns"]))
-        silence = report.silence_around(gap.stop_request_ns)
+        gap = Gap(stop_ns, several_queues=self._pairs > 1)
+        silence = report.silence_around(stop_ns)
         self._round.traffic = traffic_lines(report, gap)
         self._round.figures |= {
+            "traffic": report.to_json(),
             "gap_ms": round(silence.duration_ms, 1) if silence else None,
             "lost_in_gap": lost_in_gap(report, gap),
+            "timeline": self._timeline_json(report, gap),
         }
+        if self._topology.announcements is not None:
+            tap = self.arrived().side.options.tap
+            seen = self._topology.announcements.seen(tap, GUEST_MAC, stop_ns)
+            self._round.more_lines.append(announcement_line(seen, tap, stop_ns))
+
+    def _stop_request_ns(self) -> int | None:
+        """When the source's device began to stop; of a foreign one, when its machine did."""
+        if self._watched:
+            return first_stop_request_ns(self._source.side, self._pairs)
+        stops = [event for event in self._source.machine.session.events() if event.name == "STOP"]
+        return host_clock_ns(stops[-1].sent_s) if stops else None
+
+    def _timeline_json(self, report: TrafficReport, gap: Gap) -> dict[str, object]:
+        self._timeline.stop_request_ns = gap.stop_request_ns
+        if self._watched:
+            pairs = range(2 * self._pairs)
+            stopped = [queue_record(self._source.side, queue).get("stopped_ns") for queue in pairs]
+            started = [queue_record(self.arrived().side, queue).get("started_ns") for queue in pairs]
+            self._timeline.stopped_ns = max((at for at in stopped if at), default=None)
+            self._timeline.started_ns = min((at for at in started if at), default=None)
+        return self._timeline.to_json(report, lost_in_gap_ns(report, gap))
 
     def _observe_sides(self) -> None:
         try:
             audit = self._source.side.device("audit_result")
             unmarked = [(int(page), int(interval)) for page, interval in audit["unmarked"]]
-            self._round.audit = AuditFindings(frozenset(audit["written"]), unmarked, audit["intervals"])
+            self._round.audit = AuditFindings(
+                frozenset(audit["written"]),
+                unmarked,
+                audit["intervals"],
+                marked=audit["marked"],
+                over_marked=audit["over_marked"],
+            )
+            self._round.figures["audit_series"] = audit["series"]
             self._round.pages_after_first_pass = self._load.pages
         except VdpaNetError as error:
             self._round.audit_problem = self._load.problem or str(error)
@@ -233,39 +335,16 @@ class RoundRunner:
             recent = snapshot["violations"][-new:] if new else []
             self._round.violations += [f"side {side.name}: {entry}" for entry in recent]
             self._round.faults_fired |= snapshot["faults"]
-
-    def _keep_evidence(self) -> None:
-        """What both sides know, in the lab's directory."""
-        for side in self._topology.sides:
-            known = {
-                "inspect": side.device("inspect"),
-                "events": side.device("events"),
-                "evidence": side.driver("evidence"),
-                "wire_log": side.driver("wire_log"),
+            self._round.figures[f"device_{side.name}"] = {
+                "log": snapshot["log"],
+                "queues": {str(queue["index"]): queue["counters"] for queue in snapshot["queues"]},
             }
-            path = self._topology.options.directory / f"round-{self._options.number}-{side.name}.json"
-            path.write_text(json.dumps(known, indent=1) + "\n")
-
-    def _violation_count(self, name: str) -> int:
-        side = next(side for side in self._topology.sides if side.name == name)
-        return int(side.device("inspect")["violation_count"])
-
-    def arrived(self) -> HostedGuest:
-        """The QEMU that hosts the guest after the round."""
-        if self._destination is None:
-            raise StateError("the round has not been run")
-        return self._destination
+            name = f"round-{self._options.number}-{side.name}.json"
+            keep_evidence(side, self._topology.options.directory / name)
 
 
-def _on(capability: str) -> dict[str, object]:
-    return {"capability": capability, "state": True}
-
-
-def _evidence_of(queues: Any, queue: int) -> Mapping[str, Any]:
-    """The driver's record of a queue, empty if it has none."""
-    if isinstance(queues, Mapping):
-        return dict(queues.get(str(queue), {}))
-    return next((dict(record) for record in queues if record.get("queue") == queue), {})
+def _switch(capability: str, state: bool) -> dict[str, object]:
+    return {"capability": capability, "state": state}
 
 
 def _compare(source: GuestRam, destination: GuestRam) -> list[int]:

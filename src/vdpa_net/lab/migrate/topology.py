@@ -16,11 +16,14 @@ from typing import Self
 
 from vdpa_net.lab.guest import Guest
 from vdpa_net.lab.machine import Machine, MachineOptions
+from vdpa_net.lab.migrate.announce import AnnouncementWatch
 from vdpa_net.lab.network import GUEST_ADDRESS, LAB_ADDRESS, LAB_MAC, PREFIX_LENGTH, LabNetwork
 from vdpa_net.lab.program import Program
 from vdpa_net.lab.ram import GuestRam
 from vdpa_net.lab.side import Side, SideOptions
 from vdpa_net.lab.traffic.format import DEFAULT_PORT
+from vdpa_net.migration.faults import Side as FaultSide
+from vdpa_net.migration.faults import parse_fault
 
 GUEST_MAC = "56:4a:b7:4f:4d:a9"
 SIDE_NAMES = ("A", "B")
@@ -29,7 +32,7 @@ BOOT_SECONDS = 120
 
 @dataclass(frozen=True)
 class TopologyOptions:
-    """What the topology is made of. `faults` go to side A, where the guest boots.
+    """What the topology is made of. `faults` go to the side that they are about.
 
     Without `msix` the guest's NIC has an INTx pin only, which is no matter to the vdpa device behind it.
     `one_pass` is how pre-copy is held (see `precopy`).
@@ -45,6 +48,15 @@ class TopologyOptions:
     seed: int = 0
     msix: bool = True
     one_pass: bool = False
+    profile: str = "vdpa"
+    queue_pairs: int = 1
+    packed: bool = False
+    iommu: bool = False
+    dirty_kib_per_s: int = 1024
+    image: Path | None = None
+    own_guest: bool = False
+    qemu_arguments: tuple[str, ...] = ()
+    backend_sockets: tuple[Path, Path] | None = None
 
 
 class HostedGuest:
@@ -59,12 +71,15 @@ class HostedGuest:
             name,
             options.qemu,
             options.guest,
-            _kernel_command_line(options.guest),
+            _kernel_command_line(options),
             accel=options.accel,
             memory_mib=options.memory_mib,
             memory_path=self.ram.path,
             pass_fds=(self.ram.fd,),
-            arguments=_network_arguments(side.vhost_socket, msix=options.msix),
+            cpus=options.queue_pairs,
+            iommu=options.iommu,
+            boots_disk=options.image is not None and options.guest.kernel == Path(),
+            arguments=(*_nic(side.vhost_socket, options), *_disk(options), *options.qemu_arguments),
             incoming="defer" if incoming else None,
             paused=incoming,
         )
@@ -86,33 +101,51 @@ class FlatTopology:
     def __init__(self, options: TopologyOptions) -> None:
         self.options = options
         self._stack = ExitStack()
-        self._generation = 0
+        self.generation = 0
         self._guests: list[HostedGuest] = []
+        self._commands: list[str] = []
         self.sides: list[Side] = []
         self.network: LabNetwork | None = None
+        self.announcements: AnnouncementWatch | None = None
 
     def start_network(self) -> None:
-        """The bridge, and both sides with their taps on it."""
+        """The bridge, and both sides with their taps on it; with foreign back ends there is neither."""
+        if self.options.backend_sockets is not None:
+            for name, path in zip(SIDE_NAMES, self.options.backend_sockets, strict=True):
+                self.sides.append(Side.foreign(name, path))
+            return
         self.network = self._stack.enter_context(LabNetwork())
         for number, name in enumerate(SIDE_NAMES):
-            faults = self.options.faults if number == 0 else ()
-            options = SideOptions(
-                name,
-                f"vt{number}",
-                GUEST_MAC,
-                self.options.directory,
-                transport=self.options.transport,
-                faults=faults,
-                seed=self.options.seed,
-            )
-            side = self._stack.enter_context(Side(options))
-            self.network.attach(options.tap)
+            side = self._stack.enter_context(Side(self._side_options(number, name)))
+            self.network.attach(side.options.tap)
             self.sides.append(side)
         self.network.add_neighbour(GUEST_ADDRESS, GUEST_MAC)
+        self.announcements = self._stack.enter_context(
+            AnnouncementWatch(side.options.tap for side in self.sides)
+        )
+
+    def _side_options(self, number: int, name: str) -> SideOptions:
+        options = self.options
+        wanted = FaultSide.SOURCE if number == 0 else FaultSide.DESTINATION
+        return SideOptions(
+            name,
+            f"vt{number}",
+            GUEST_MAC,
+            options.directory,
+            transport=options.transport,
+            profile=options.profile,
+            queue_pairs=options.queue_pairs,
+            packed=options.packed,
+            faults=tuple(text for text in options.faults if parse_fault(text).side is wanted),
+            seed=options.seed,
+        )
 
     def boot(self, side: Side) -> HostedGuest:
         """The guest, started on a side, ready for traffic. Raises LabError with its console."""
         hosted = self._host(side, incoming=False)
+        if self.options.own_guest:
+            # It says nothing that we know: the first request to its agent waits for it.
+            return hosted
         outcome = hosted.machine.wait_console(r"LAB (ready .*|failed .*)", BOOT_SECONDS)
         if outcome.startswith("failed"):
             raise hosted.machine.failure(f"says: {outcome}")
@@ -127,10 +160,16 @@ class FlatTopology:
         self._guests.remove(hosted)
         hosted.close()
 
+    def command_lines(self) -> list[str]:
+        """Exactly what has been run, in the order of its start."""
+        sides = [line for side in self.sides for line in side.command_lines()]
+        return [*sides, *self._commands]
+
     def _host(self, side: Side, *, incoming: bool) -> HostedGuest:
-        self._generation += 1
-        hosted = HostedGuest(self.options, side, self._generation, incoming=incoming)
+        self.generation += 1
+        hosted = HostedGuest(self.options, side, self.generation, incoming=incoming)
         self._guests.append(hosted)
+        self._commands.append(hosted.machine.command_line())
         return hosted
 
     def __enter__(self) -> Self:
@@ -149,16 +188,56 @@ class FlatTopology:
         self._stack.close()
 
 
-def _network_arguments(vhost_socket: Path, *, msix: bool) -> tuple[str, ...]:
-    nic = f"virtio-net-pci,netdev=net0,mac={GUEST_MAC},romfile="
+def _nic(vhost_socket: Path, options: TopologyOptions) -> tuple[str, ...]:
+    pairs = options.queue_pairs
+    # Without its option ROM the firmware does not try to boot from the network. A function behind a port of
+    # its own can be reset alone.
+    properties = f"virtio-net-pci,bus=rp0,netdev=net0,mac={GUEST_MAC},romfile="
+    if pairs > 1:
+        properties += f",mq=on,vectors={2 * pairs + 2}"
+    if not options.msix:
+        properties += ",vectors=0"
+    if options.packed:
+        properties += ",packed=on"
+    if options.iommu:
+        properties += ",iommu_platform=on,ats=on,disable-legacy=on"
     return (
+        *("-device", "pcie-root-port,id=rp0,slot=1"),
         *("-chardev", f"socket,id=vhost0,path={vhost_socket}"),
-        *("-netdev", "vhost-user,id=net0,chardev=vhost0,queues=1"),
-        # Without its option ROM the firmware does not try to boot from the network.
-        *("-device", nic if msix else f"{nic},vectors=0"),
+        *("-netdev", f"vhost-user,id=net0,chardev=vhost0,queues={pairs}"),
+        *("-device", properties),
     )
 
 
-def _kernel_command_line(guest: Guest) -> str:
+def _disk(options: TopologyOptions) -> tuple[str, ...]:
+    """The user's disk image and, where it has to bring its own agent, ours on a second disk."""
+    if options.image is None:
+        return ()
+    disks = (f"file={options.image},format={image_format(options.image)}", "media=disk")
+    return ("-drive", f"if=virtio,id=disk0,{','.join(disks)}")
+
+
+def image_format(path: Path) -> str:
+    """The format of a disk image, as QEMU calls it."""
+    with path.open("rb") as image:
+        return "qcow2" if image.read(4) == b"QFI\xfb" else "raw"
+
+
+def _kernel_command_line(options: TopologyOptions) -> str:
     address = f"{GUEST_ADDRESS}/{PREFIX_LENGTH}"
-    return guest.append("traffic", address=address, peer=LAB_ADDRESS, peer_mac=LAB_MAC, port=DEFAULT_PORT)
+    agent = ",".join(agent_words(options.memory_mib, options.dirty_kib_per_s))
+    return options.guest.append(
+        "traffic",
+        *(("intel_iommu=on",) if options.iommu else ()),
+        address=address,
+        peer=LAB_ADDRESS,
+        peer_mac=LAB_MAC,
+        port=DEFAULT_PORT,
+        agent=agent,
+    )
+
+
+def agent_words(memory_mib: int, dirty_kib_per_s: int) -> tuple[str, ...]:
+    """Arguments of the guest's agent: how much memory it rewrites, at which pace."""
+    pool_kib = max(8192, min(memory_mib << 8, 2 * dirty_kib_per_s))
+    return ("--dirty-kib-per-s", str(dirty_kib_per_s), "--dirty-pool-kib", str(pool_kib))
