@@ -21,7 +21,7 @@ HIGH = 1 << 32
 LAYOUT = ((0, 1 << 20), (HIGH, 8 << 20))
 """Guest memory: a hole between its regions, as a PC has one."""
 
-_RING_SIZE = 256
+RING_SIZE = 256
 _PATIENCE_S = 20.0
 _POLL_S = 0.005
 
@@ -39,9 +39,11 @@ class VhostGuest:
         layout: Sequence[tuple[int, int]] = LAYOUT,
         shared: int | None = None,
         packed: bool = False,
+        ring_size: int = RING_SIZE,
     ) -> None:
         """`shared`: how many regions the front end shares for now (None: all)."""
         self._packed = packed
+        self._ring_size = ring_size
         self.memory = GuestMemory(layout)
         self._make_rings()
         self.front_end = VhostFrontEnd(
@@ -55,7 +57,9 @@ class VhostGuest:
         self.front_end.shared = shared
 
     def _make_rings(self) -> None:
-        self.rings = [allocate_ring(self.memory, _RING_SIZE, packed=self._packed, region=1) for _ in (RX, TX)]
+        self.rings = [
+            allocate_ring(self.memory, self._ring_size, packed=self._packed, region=1) for _ in (RX, TX)
+        ]
         self.cpu = GuestCpu(NetQueues(self.memory, self.rings[RX], self.rings[TX], region=1))
 
     def reset_rings(self) -> None:
