@@ -14,6 +14,7 @@ from vdpa_net.testing.guest_cpu import RX, TX
 from vdpa_net.testing.vhost_connection import Request
 from vdpa_net.testing.vhost_guest import MAC, VhostGuest
 from vdpa_net.testing.vhost_side import VhostSide
+from vdpa_net.wire.virtio_pci import F_RING_PACKED, F_RING_RESET
 
 FRESH = 0x8000_8000
 ODD_SIZE = 201
@@ -119,3 +120,12 @@ def test_split_ring_of_an_odd_size_is_refused(side: VhostSide) -> None:
             guest.front_end.request(Request.SET_VRING_NUM, STATE.pack(RX, ODD_SIZE))
     finally:
         guest.close()
+
+
+def test_queue_reset_is_not_offered_to_front_ends_that_would_keep_it_to_themselves(
+    side: VhostSide, guest: VhostGuest
+) -> None:
+    offered = guest.front_end.get_u64(Request.GET_FEATURES)
+    assert side.driver.device_features >> F_RING_RESET & 1
+    assert not offered >> F_RING_RESET & 1
+    assert offered >> F_RING_PACKED & 1

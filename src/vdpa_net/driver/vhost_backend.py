@@ -38,7 +38,6 @@ VHOST_FEATURES: Final = sum(
         virtio_pci.F_RING_PACKED,
         virtio_pci.F_IN_ORDER,
         virtio_pci.F_ORDER_PLATFORM,
-        virtio_pci.F_RING_RESET,
         virtio_net.F_MTU,
         virtio_net.F_MRG_RXBUF,
         virtio_net.F_CSUM,
@@ -51,7 +50,11 @@ VHOST_FEATURES: Final = sum(
         virtio_net.F_GUEST_ECN,
     )
 )
-"""What a front end may take of the device's features; MAC, status, control queue are the front end's own."""
+"""What a front end may take of the device's features; MAC, status, control queue are the front end's own.
+
+RING_RESET is not among them: QEMU gives it to its guest where a back end offers it, and then tells the back
+end nothing of a queue that the guest has reset (hw/net/virtio-net.c does that for taps only).
+"""
 
 _KEPT_COMPLAINTS: Final = 64
 
