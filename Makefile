@@ -58,6 +58,7 @@ check: build check-tools
 	@$(STEP) 'ruff format --check' $(BIN)/ruff format --check
 	@$(STEP) 'mypy --strict' $(BIN)/mypy --strict
 	@$(STEP) 'cargo fmt --check' cargo fmt --all --check
+	@$(STEP) 'cargo fmt --check (libFuzzer)' cargo fmt --manifest-path fuzz/libfuzzer/Cargo.toml --check
 	@$(STEP) 'cargo clippy' cargo clippy --workspace --all-targets -- -D warnings
 	@$(STEP) 'layering and repository rules' $(BIN)/pytest -q tests/unit/test_layering.py tests/unit/test_repo_rules.py
 

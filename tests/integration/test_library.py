@@ -80,7 +80,7 @@ def test_template_example_sees_and_changes_what_a_driver_does(start: Start, sock
     assert "W common_cfg.device_status" in output
     assert "violation lm: bad_logging_ctrl" in output
     assert "event client_detached" in output
-    snapshot = json.loads(output[output.index("\n{\n") :])
+    snapshot = json.JSONDecoder().raw_decode(output[output.index("\n{\n") + 1 :])[0]
     assert snapshot["faults"] == {"drop-dirty-mark=0.01": 0}
 
 

@@ -5,24 +5,22 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import errno
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from vdpa_net.errors import FramingError, PeerGone, VdpaNetError
+from vdpa_net.errors import PeerGone
 from vdpa_net.transport.fdsocket import FdSocket, Listener, close_fds
-from vdpa_net.transport.vfio_user import requests as rq
-from vdpa_net.transport.vfio_user.dispatch import Dispatcher, PciFunction
-from vdpa_net.transport.vfio_user.session import Outgoing, ServerSession
+from vdpa_net.transport.vfio_user.dispatch import PciFunction
+from vdpa_net.transport.vfio_user.responder import Responder
+from vdpa_net.transport.vfio_user.session import ServerSession
 from vdpa_net.wire import vfio_user as wire
 
 __all__ = ["PciFunction", "VfioUserServer"]
 
 _KEPT_ERRORS = 64
-_TRACE_CHARACTERS = 200
 
 
 class VfioUserServer:
@@ -106,11 +104,11 @@ class VfioUserServer:
             self._record(error)
 
     def _serve_client(self, sock: FdSocket, session: ServerSession) -> None:
-        dispatcher = Dispatcher(session, self._function)
+        responder = Responder(session, self._function, on_error=self._record, trace=self._trace_line)
         self._trace("client connected")
         try:
             while not session.refused:
-                self._serve_message(sock, session, dispatcher)
+                _serve_message(sock, responder)
         except PeerGone as gone:
             self._trace(str(gone))
         except Exception as error:
@@ -118,42 +116,9 @@ class VfioUserServer:
             self._record(error)
             self._trace(f"connection closed: {error}")
 
-    def _serve_message(self, sock: FdSocket, session: ServerSession, dispatcher: Dispatcher) -> None:
-        fds: list[int] = []
-        try:
-            header = sock.recv_exact(wire.HEADER.size, fds)
-            size = session.payload_size(header)
-            payload = sock.recv_exact(size, fds) if size else b""
-            outgoing = self._answer(session, dispatcher, header, payload, fds)
-        finally:
-            # Whoever keeps a descriptor has duplicated it.
-            if fds:
-                close_fds(fds)
-        if outgoing is not None:
-            sock.send(outgoing.data, outgoing.fds)
-
-    def _answer(
-        self,
-        session: ServerSession,
-        dispatcher: Dispatcher,
-        header: bytes,
-        payload: bytes,
-        fds: Sequence[int],
-    ) -> Outgoing | None:
-        try:
-            request = session.receive(header, payload, fds)
-            answer = dispatcher.handle(request.body)
-        except FramingError:
-            raise
-        except BaseException as error:
-            # A panic of the data plane is not an Exception; none of them may end the server.
-            number = _errno_of(error)
-            self._record(error)
-            self._trace_message(header, payload, fds, f"errno {number}: {error}")
-            return session.error_reply(header, number)
-        if self.trace is not None:
-            self._trace_request(request, len(fds))
-        return session.reply(request, answer.payload, answer.fds)
+    @property
+    def _trace_line(self) -> Callable[[str], None] | None:
+        return self._trace if self.trace is not None else None
 
     def _record(self, error: BaseException) -> None:
         self.errors.append(error)
@@ -166,21 +131,17 @@ class VfioUserServer:
             with contextlib.suppress(Exception):
                 self.trace(line)
 
-    def _trace_request(self, request: rq.Request, fds: int) -> None:
-        posted = "" if request.header.expects_reply else " posted"
-        self._trace(f"#{request.header.message_id} {str(request.body)[:_TRACE_CHARACTERS]} fds={fds}{posted}")
 
-    def _trace_message(self, header: bytes, payload: bytes, fds: Sequence[int], outcome: str) -> None:
-        if self.trace is not None:
-            fields = wire.HEADER.unpack(header)
-            name = wire.command_name(fields["command"])
-            self._trace(
-                f"#{fields['message_id']} {name} payload={payload[:64].hex()} fds={len(fds)}: {outcome}"
-            )
-
-
-def _errno_of(error: BaseException) -> int:
-    """What a client is told; ENOMEM for lack of memory, EIO for what nobody expected."""
-    if isinstance(error, (VdpaNetError, OSError)):
-        return error.errno or errno.EIO
-    return errno.ENOMEM if isinstance(error, MemoryError) else errno.EIO
+def _serve_message(sock: FdSocket, responder: Responder) -> None:
+    fds: list[int] = []
+    try:
+        header = sock.recv_exact(wire.HEADER.size, fds)
+        size = responder.payload_size(header)
+        payload = sock.recv_exact(size, fds) if size else b""
+        outgoing = responder.answer(header, payload, fds)
+    finally:
+        # Whoever keeps a descriptor has duplicated it.
+        if fds:
+            close_fds(fds)
+    if outgoing is not None:
+        sock.send(outgoing.data, outgoing.fds)

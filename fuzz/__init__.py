@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fuzzing: what strangers can send, as operation lists on the real code. docs/fuzzing.md says how."""
