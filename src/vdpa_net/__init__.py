@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from vdpa_net.backend.loopback import Loopback
+    from vdpa_net.backend.null import Null
+    from vdpa_net.backend.pcap import Recorder
     from vdpa_net.backend.tap import Tap
     from vdpa_net.device.access import DROP, Access, Answer
     from vdpa_net.device.net_device import NetDevice
+    from vdpa_net.device.packet_hooks import Packet
     from vdpa_net.device.trace import RegisterTrace
     from vdpa_net.errors import VdpaNetError
     from vdpa_net.migration.faults import parse_fault
@@ -34,7 +37,10 @@ __all__ = [
     "Answer",
     "Loopback",
     "NetDevice",
+    "Null",
+    "Packet",
     "Profile",
+    "Recorder",
     "RegisterTrace",
     "Tap",
     "VdpaNetError",
@@ -49,7 +55,10 @@ _HOME = {
     "DROP": "vdpa_net.device.access",
     "Loopback": "vdpa_net.backend.loopback",
     "NetDevice": "vdpa_net.device.net_device",
+    "Null": "vdpa_net.backend.null",
+    "Packet": "vdpa_net.device.packet_hooks",
     "Profile": "vdpa_net.wire.lm",
+    "Recorder": "vdpa_net.backend.pcap",
     "RegisterTrace": "vdpa_net.device.trace",
     "Tap": "vdpa_net.backend.tap",
     "VdpaNetError": "vdpa_net.errors",

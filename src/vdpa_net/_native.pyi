@@ -2,9 +2,9 @@
 """The Rust data plane: DMA space, dirty log, virtqueues, packet back ends, worker threads.
 
 Every call that may block (it waits for a worker to finish its batch) releases the GIL. Worker threads
-never take the GIL. Addresses are IOVAs, lengths are bytes, indices are virtqueue indices (2i receives,
-2i+1 transmits, 2 * queue_pairs is the control queue). Errors are those of `vdpa_net.errors`: DmaError,
-StateError, BackendError.
+never take the GIL, except for a packet hook. Addresses are IOVAs, lengths are bytes, indices are virtqueue
+indices (2i receives, 2i+1 transmits, 2 * queue_pairs is the control queue). Errors are those of
+`vdpa_net.errors`: DmaError, StateError, BackendError.
 """
 
 from collections.abc import Callable
@@ -239,6 +239,13 @@ class DataPlane:
 
     def set_receive_filter(self, filter: ReceiveFilter) -> None:
         """Pass only these packets from now on (at first: all). On return it holds for all that come."""
+
+    def set_packet_hook(self, callback: Callable[[bool, int, bytes], bytes | None] | None) -> None:
+        """Call `callback(to_guest, pair, packet)` for each packet, its 12-byte virtio-net header included, in
+        the pair's worker thread, and pass on what it returns; None drops the packet (drops_hook). No lock is
+        held meanwhile. On return an earlier hook is not being called any more, unless it is the caller.
+        While there is one, a stop waits 100 ms at most for what is available to be sent; what is not stays
+        in the ring."""
 
     def transmit(self, frame: bytes) -> None:
         """Send one frame (no virtio-net header) through the back end, to announce. Raises BackendError."""

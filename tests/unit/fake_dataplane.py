@@ -178,6 +178,9 @@ class FakePlane:
     def set_receive_filter(self, receive_filter: Any) -> None:
         self.filter = receive_filter
 
+    def set_packet_hook(self, callback: Any) -> None:
+        self.hook = callback
+
     def transmit(self, frame: bytes) -> None:
         self.frames.append(frame)
         self.on_transmit(frame)

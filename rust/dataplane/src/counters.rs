@@ -16,10 +16,12 @@ pub enum Drop {
     NoBuffer,
     /// Receive: the driver does not want it.
     Filtered,
+    /// A packet hook dropped it.
+    Hook,
 }
 
 /// Names and values of a queue's counters.
-pub type Snapshot = [(&'static str, u64); 10];
+pub type Snapshot = [(&'static str, u64); 11];
 
 /// Counters of one queue.
 #[derive(Debug, Default)]
@@ -29,7 +31,7 @@ pub struct QueueCounters {
     kicks: AtomicU64,
     interrupts: AtomicU64,
     chains: AtomicU64,
-    drops: [AtomicU64; 5],
+    drops: [AtomicU64; 6],
 }
 
 impl QueueCounters {
@@ -73,6 +75,7 @@ impl QueueCounters {
             ("drops_backend", drops(Drop::Backend)),
             ("drops_no_buffer", drops(Drop::NoBuffer)),
             ("drops_filtered", drops(Drop::Filtered)),
+            ("drops_hook", drops(Drop::Hook)),
         ]
     }
 

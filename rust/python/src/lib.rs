@@ -6,6 +6,7 @@
 mod backend;
 mod convert;
 mod filter;
+mod hook;
 mod plane;
 mod relay;
 mod space;

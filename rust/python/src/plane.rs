@@ -9,10 +9,12 @@ use pyo3::types::{IntoPyDict, PyBytes, PyDict, PyList};
 use vdpa_net_dataplane::error::Error;
 use vdpa_net_dataplane::plane;
 use vdpa_net_dataplane::ring::{RingConfig, RingState};
+use vdpa_net_dataplane::worker::PacketHook;
 
 use crate::backend::Backend;
 use crate::convert;
 use crate::filter::ReceiveFilter;
+use crate::hook::PythonHook;
 use crate::space::DmaSpace;
 
 /// Why `process_control` ended early.
@@ -165,6 +167,12 @@ impl DataPlane {
             plane.set_receive_filter(filter);
             Ok(())
         })
+    }
+
+    #[pyo3(signature = (callback))]
+    fn set_packet_hook(&self, py: Python<'_>, callback: Option<Py<PyAny>>) {
+        let hook = callback.map(|callback| Arc::new(PythonHook(callback)) as Arc<dyn PacketHook>);
+        py.detach(|| self.plane.set_packet_hook(hook.as_ref()));
     }
 
     fn set_active_pairs(&self, py: Python<'_>, count: u16) -> PyResult<()> {

@@ -25,6 +25,7 @@ from vdpa_net.device.monitor import Monitor
 from vdpa_net.device.msix import Msix
 from vdpa_net.device.net_config import parse_mac
 from vdpa_net.device.options import check_options
+from vdpa_net.device.packet_hooks import Packet, PacketAnswer, PacketHook, PacketHooks
 from vdpa_net.device.pci import BarAccess
 from vdpa_net.device.virtio_device import VirtioNet
 from vdpa_net.errors import AccessError, StateError
@@ -115,6 +116,21 @@ class NetDevice:
         self._monitor = Monitor(self._on_signal)
         self._monitor.watch(_PLANE, self._plane.event_fd())
         self._kicks = Kicks(self.options, self._plane, self._monitor)
+        self._packet_hooks = PacketHooks(self._plane.set_packet_hook)
+        overridden = (type(self).packet_from_guest, type(self).packet_to_guest)
+        if overridden != (NetDevice.packet_from_guest, NetDevice.packet_to_guest):
+            self.on_packet(self._own_hook)
+
+    def packet_from_guest(self, packet: Packet) -> PacketAnswer:  # noqa: ARG002
+        """For subclasses: sees each packet of the guest, and may change or drop it (see `on_packet`)."""
+        return None
+
+    def packet_to_guest(self, packet: Packet) -> PacketAnswer:  # noqa: ARG002
+        """For subclasses: sees each packet that the guest is to get, and may change or drop it."""
+        return None
+
+    def _own_hook(self, packet: Packet) -> PacketAnswer:
+        return self.packet_to_guest(packet) if packet.to_guest else self.packet_from_guest(packet)
 
     def region_info(self, index: int) -> RegionInfo | None:
         """The region with this VFIO index (0 to 5 are BARs, 7 the configuration space).
@@ -281,11 +297,23 @@ class NetDevice:
         with self._lock:
             return self._hooks.add(hook)
 
+    def on_packet(self, hook: PacketHook) -> Callable[[], None]:
+        """Let `hook(packet)` see each packet, and change or drop it (see `device.packet_hooks`).
+
+        Without a hook no Python is on the way of a packet. Returns a function that takes the hook away again;
+        it waits until the hook is not being asked.
+        """
+        return self._packet_hooks.add(hook)
+
     def _places(self, index: int, offset: int, count: int) -> Iterator[Place]:
         return self._window(index, offset, count).places(offset, count)
 
     def close(self) -> None:
-        """Stop every queue and thread. Twice does no harm."""
+        """Stop every queue and thread. Twice does no harm. Raises StateError if a packet hook asks for it."""
+        if self._packet_hooks.asks_this_thread():
+            raise StateError("a packet hook runs in a thread that closing would wait for")
+        # Without the lock, which a hook may be waiting for.
+        self._packet_hooks.clear()
         with self._lock:
             if self._closed:
                 return

@@ -18,7 +18,7 @@ use crate::filter::ReceiveFilter;
 use crate::memory::DmaSpace;
 use crate::ring::{RingConfig, RingState};
 use crate::violation::{Violation, ViolationLog};
-use crate::worker::{new_eventfd, Direction, Pair, Queue, Signal, Worker};
+use crate::worker::{new_eventfd, Direction, PacketHook, Pair, Queue, Signal, Worker};
 use control::Control;
 use fault::Installed;
 
@@ -170,6 +170,14 @@ impl DataPlane {
         let filter = Arc::new(filter);
         for pair in &self.pairs {
             pair.set_receive_filter(Arc::clone(&filter));
+        }
+    }
+
+    /// Show each packet to this hook from now on; None: to none. On return an earlier one is not being called any
+    /// more, unless it is the caller.
+    pub fn set_packet_hook(&self, hook: Option<&Arc<dyn PacketHook>>) {
+        for pair in &self.pairs {
+            pair.set_packet_hook(hook.cloned());
         }
     }
 

@@ -73,7 +73,10 @@ impl Pair {
     }
 
     /// Send all chains that are available now.
-    fn drain_transmit(&self, state: &mut State) {
+    fn drain_transmit(&self, state: &mut MutexGuard<'_, State>) {
+        if state.hooked.hook.is_some() {
+            return self.wait_for_hook(state);
+        }
         let Some(mut left) = self.available(state) else {
             return;
         };
@@ -104,7 +107,8 @@ impl Pair {
 
     /// Deliver what the back end has, as long as there are buffers.
     fn drain_receive(&self, state: &mut State) {
-        if !state.is_active {
+        // A packet that a hook has not seen stays where it is.
+        if !state.is_active || state.hooked.hook.is_some() {
             return;
         }
         let Some(ring) = &state.rx.slot.ring else {

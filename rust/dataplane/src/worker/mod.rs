@@ -5,6 +5,7 @@
 mod drain;
 mod events;
 mod fault;
+mod hooked;
 mod pair;
 mod queue;
 mod receive;
@@ -23,6 +24,7 @@ use events::Token;
 use pair::PortWish;
 
 pub(crate) use fault::QueueFault;
+pub use hooked::{PacketHook, Way};
 pub(crate) use pair::{Direction, Pair};
 pub(crate) use queue::{Queue, Slot};
 pub(crate) use signal::{new_eventfd, set_nonblocking, Drained, Signal};

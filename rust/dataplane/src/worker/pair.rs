@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::events::{Events, Token};
 use super::fault::QueueFault;
+use super::hooked::Hooked;
 use super::queue::{Queue, Slot};
 use super::receive::{Ended, Inbox};
 use super::signal::Signal;
@@ -52,6 +53,7 @@ pub(super) struct State {
     /// Whether it may receive (virtio 1.3 5.1.6.5.5).
     pub(super) is_active: bool,
     pub(super) port_is_gone: bool,
+    pub(super) hooked: Hooked,
 }
 
 /// What the worker has to wait for besides kicks.
@@ -70,6 +72,8 @@ pub(crate) struct Pair {
     pub(super) port: Port,
     pub(super) events: Events,
     state: Mutex<State>,
+    /// Notified when a packet hook has been called and its packet is done.
+    pub(super) hook_returned: Condvar,
     /// Callers that want the lock: the worker lets them have it after the batch that it is in.
     waiters: AtomicU32,
     /// The queue whose kicks arrive at our receive queue while that one does not exist.
@@ -110,7 +114,9 @@ impl Pair {
                 rx_ended: None,
                 is_active: true,
                 port_is_gone: false,
+                hooked: Hooked::default(),
             }),
+            hook_returned: Condvar::new(),
             waiters: AtomicU32::new(0),
             understudy: None,
         })
@@ -159,6 +165,10 @@ impl Pair {
 
     fn someone_waits(&self) -> bool {
         self.waiters.load(Ordering::SeqCst) > 0
+    }
+
+    pub(super) fn lock_as_worker(&self) -> MutexGuard<'_, State> {
+        self.state.lock()
     }
 
     /// The worker's unlock: a waiting caller gets the lock now, not when the scheduler feels like it.
@@ -245,6 +255,10 @@ impl Pair {
     /// One batch in each direction; whether there was anything to do.
     pub(super) fn step(&self) -> bool {
         let mut guard = self.state.lock();
+        if let Some(hook) = guard.hooked.hook.clone() {
+            self.hand_over(guard);
+            return self.step_hooked(&hook);
+        }
         let state = &mut *guard;
         let sent = self.transmit(&mut state.tx, BATCH);
         let received = if state.is_active {
@@ -320,7 +334,7 @@ impl Pair {
         }
     }
 
-    fn lose_port(&self, state: &mut State, errno: i32) {
+    pub(super) fn lose_port(&self, state: &mut State, errno: i32) {
         if std::mem::replace(&mut state.port_is_gone, true) {
             return;
         }

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use super::pair::{Pair, Side};
+use super::pair::{Pair, Side, State};
 use crate::backend::Received;
 use crate::counters::Drop;
 use crate::filter::ReceiveFilter;
@@ -47,6 +47,10 @@ pub(crate) struct Inbox {
     used: Vec<(Taken, u64)>,
     ranges: Vec<Range>,
     filter: Arc<ReceiveFilter>,
+    /// Whether a packet hook has seen the packet.
+    pub(super) is_hooked: bool,
+    /// Changes when the packet goes away.
+    epoch: u64,
 }
 
 impl Inbox {
@@ -58,6 +62,8 @@ impl Inbox {
             used: Vec::new(),
             ranges: Vec::new(),
             filter: Arc::default(),
+            is_hooked: false,
+            epoch: 0,
         }
     }
 
@@ -68,11 +74,43 @@ impl Inbox {
 
     /// Drop the packet that was read ahead; how many that were.
     pub(super) fn clear(&mut self) -> u64 {
+        self.epoch += 1;
+        self.is_hooked = false;
         u64::from(self.pending.take().is_some())
+    }
+
+    /// The packet, for a hook, and what [`Self::replace`] wants to know again.
+    pub(super) fn copy(&self) -> (u64, Vec<u8>) {
+        let len = self.pending.unwrap_or(0);
+        (self.epoch, self.buffer[..len].to_vec())
+    }
+
+    /// Put what a hook has made of the packet in its place; None: it dropped it.
+    pub(super) fn replace(&mut self, epoch: u64, packet: Option<&[u8]>) -> Replaced {
+        if epoch != self.epoch {
+            return Replaced::Gone;
+        }
+        let Some(packet) = packet else {
+            self.clear();
+            return Replaced::Dropped;
+        };
+        self.buffer[..packet.len()].copy_from_slice(packet);
+        self.pending = Some(packet.len());
+        self.is_hooked = true;
+        Replaced::Kept
     }
 }
 
-enum Fetched {
+/// What became of a packet that a hook has looked at.
+pub(super) enum Replaced {
+    /// It waits for buffers.
+    Kept,
+    Dropped,
+    /// It was flushed, and counted, while the hook looked at it.
+    Gone,
+}
+
+pub(super) enum Fetched {
     Ready,
     Dropped,
     Nothing(Ended),
@@ -120,6 +158,28 @@ impl Pair {
     }
 }
 
+impl Pair {
+    /// Read a packet ahead, for a hook. None: the queue is not running (any more).
+    pub(super) fn fetch(&self, state: &mut State) -> Option<Fetched> {
+        let State { rx, inbox, .. } = state;
+        let ring = rx.slot.ring.as_deref_mut()?;
+        let memory = self.space.lock();
+        let mut batch = Batch {
+            pair: self,
+            memory: &memory,
+            ring,
+            chain: &mut rx.chain,
+            inbox,
+            is_mergeable: false,
+        };
+        let result = batch.fetch();
+        drop(memory);
+        result
+            .map_err(|fault| rx.slot.break_down(&self.rx, &self.space, fault))
+            .ok()
+    }
+}
+
 struct Batch<'a, 'm> {
     pair: &'a Pair,
     memory: &'a Memory<'m>,
@@ -150,7 +210,7 @@ impl Batch<'_, '_> {
                 Delivery::TooLong => self.pair.rx.counters.dropped(Drop::TooLong, 1),
                 Delivery::NoBuffers => break Ended::NoBuffers,
             }
-            self.inbox.pending = None;
+            self.inbox.clear();
             packets += 1;
         };
         let interrupt = self.ring.publish(self.memory)?;

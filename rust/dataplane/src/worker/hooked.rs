@@ -1,0 +1,268 @@
+// SPDX-License-Identifier: Apache-2.0
+//! The work of a pair whose packets somebody wants to see, one packet at a time.
+//!
+//! The hook is called without the lock of the pair and without a guard of the guest's memory, so that it may take its
+//! time and call whatever it likes. A chain whose packet the hook is looking at counts as not taken: a stop in the
+//! meantime leaves it in the ring, and what the hook says then is forgotten.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::thread::{self, ThreadId};
+use std::time::Instant;
+
+use parking_lot::MutexGuard;
+
+use super::pair::{Pair, State, DRAIN_TIMEOUT};
+use super::receive::{Ended, Fetched, Replaced};
+use crate::backend::Sent;
+use crate::counters::Drop as DropReason;
+use crate::net::{self, HEADER_BYTES};
+
+/// Which way a packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Transmitted.
+    FromGuest,
+    /// To be received.
+    ToGuest,
+}
+
+/// Sees each packet, its virtio-net header included, and may change or drop it.
+pub trait PacketHook: Send + Sync + Debug {
+    /// False: drop the packet. Called by the worker of the pair, which waits.
+    fn packet(&self, way: Way, pair: u16, packet: &mut Vec<u8>) -> bool;
+}
+
+/// What the lock of the pair guards of a hook.
+#[derive(Debug, Default)]
+pub(super) struct Hooked {
+    pub(super) hook: Option<Arc<dyn PacketHook>>,
+    /// The thread that a hook is being called on.
+    caller: Option<ThreadId>,
+    /// What the hook made of the packet of the next chain to transmit; None: it dropped it.
+    ready: Option<(u64, Option<Vec<u8>>)>,
+    buffer: Vec<u8>,
+}
+
+impl Hooked {
+    fn is_called_elsewhere(&self) -> bool {
+        self.caller
+            .is_some_and(|caller| caller != thread::current().id())
+    }
+}
+
+enum Taken {
+    Nothing,
+    /// A chain that holds no packet: it is done.
+    Refused,
+    Packet(u64, Vec<u8>),
+}
+
+impl Pair {
+    /// On return an earlier hook is not being called any more, unless it is the caller.
+    pub(crate) fn set_packet_hook(&self, hook: Option<Arc<dyn PacketHook>>) {
+        let mut state = self.lock();
+        state.hooked.hook = hook;
+        state.hooked.ready = None;
+        while state.hooked.is_called_elsewhere() {
+            self.hook_returned.wait(&mut state);
+        }
+        drop(state);
+        self.events.wake();
+    }
+
+    /// Let the worker send what is available now, for some time; a hook that asks for it can't have that.
+    pub(super) fn wait_for_hook(&self, state: &mut MutexGuard<'_, State>) {
+        if state.hooked.caller == Some(thread::current().id()) {
+            return;
+        }
+        let deadline = Instant::now() + DRAIN_TIMEOUT;
+        self.events.wake();
+        while self.has_chain(state) {
+            if self.hook_returned.wait_until(state, deadline).timed_out() {
+                return;
+            }
+        }
+    }
+
+    fn has_chain(&self, state: &mut State) -> bool {
+        match state.tx.slot.ring.as_deref_mut() {
+            Some(ring) => ring.has_available(&self.space.lock()) == Ok(true),
+            None => false,
+        }
+    }
+
+    /// A packet in each direction; whether there was anything to do.
+    pub(super) fn step_hooked(&self, hook: &Arc<dyn PacketHook>) -> bool {
+        let sent = self.hooked_transmit(hook);
+        let received = self.hooked_receive(hook);
+        self.hook_returned.notify_all();
+        sent || received
+    }
+
+    fn hooked_transmit(&self, hook: &Arc<dyn PacketHook>) -> bool {
+        let mut state = self.lock_as_worker();
+        state.tx_is_blocked = false;
+        if state.hooked.ready.is_none() {
+            let (generation, packet) = match self.take_packet(&mut state) {
+                Taken::Nothing => return false,
+                Taken::Refused => return true,
+                Taken::Packet(generation, packet) => (generation, packet),
+            };
+            let verdict = self.call(&mut state, hook, Way::FromGuest, packet);
+            state.hooked.ready = Some((generation, verdict));
+        }
+        self.finish_chain(&mut state)
+    }
+
+    /// Copy the packet of the next chain, and leave that in the ring.
+    fn take_packet(&self, state: &mut State) -> Taken {
+        let State { tx, hooked, .. } = state;
+        let generation = tx.slot.generation;
+        let Some(ring) = tx.slot.ring.as_deref_mut() else {
+            return Taken::Nothing;
+        };
+        let memory = self.space.lock();
+        let mut packet = std::mem::take(&mut hooked.buffer);
+        packet.clear();
+        let chain = &mut tx.chain;
+        let result = ring.pop(&memory, chain).and_then(|popped| {
+            if !popped {
+                return Ok(Taken::Nothing);
+            }
+            ring.unpop(chain.taken);
+            Ok(match net::check_length(chain.readable_len) {
+                Ok(()) => {
+                    memory.gather(&chain.readable, &mut packet)?;
+                    Taken::Packet(generation, packet)
+                }
+                Err(_) => Taken::Refused,
+            })
+        });
+        drop(memory);
+        match result {
+            // The usual way counts what is wrong with it.
+            Ok(Taken::Refused) => {
+                self.transmit(&mut state.tx, 1);
+                Taken::Refused
+            }
+            Ok(taken) => taken,
+            Err(fault) => {
+                tx.slot.break_down(&self.tx, &self.space, fault);
+                Taken::Nothing
+            }
+        }
+    }
+
+    /// Send what the hook has left of the packet, and use the chain that it came from.
+    fn finish_chain(&self, state: &mut State) -> bool {
+        let State { tx, hooked, .. } = state;
+        let Some((generation, verdict)) = hooked.ready.take() else {
+            return false;
+        };
+        if generation != tx.slot.generation {
+            return true;
+        }
+        let Some(ring) = tx.slot.ring.as_deref_mut() else {
+            return true;
+        };
+        let memory = self.space.lock();
+        let mut is_blocked = false;
+        let result = ring.pop(&memory, &mut tx.chain).and_then(|popped| {
+            if !popped {
+                return Ok(false);
+            }
+            if !self.send_hooked(verdict.as_deref()) {
+                ring.unpop(tx.chain.taken);
+                is_blocked = true;
+                return Ok(false);
+            }
+            ring.push_used(&memory, tx.chain.taken, 0)?;
+            self.tx.counters.chain();
+            ring.publish(&memory)
+        });
+        drop(memory);
+        match result {
+            Ok(true) => self.tx.interrupt(),
+            Ok(false) => {}
+            Err(fault) => tx.slot.break_down(&self.tx, &self.space, fault),
+        }
+        if is_blocked {
+            state.hooked.ready = Some((generation, verdict));
+            state.tx_is_blocked = true;
+        } else if let Some(packet) = verdict {
+            state.hooked.buffer = packet;
+        }
+        !is_blocked
+    }
+
+    /// False: the back end is full.
+    fn send_hooked(&self, packet: Option<&[u8]>) -> bool {
+        let counters = &self.tx.counters;
+        let Some(packet) = packet else {
+            counters.dropped(DropReason::Hook, 1);
+            return true;
+        };
+        match self.port.send_bytes(packet) {
+            Sent::Done => counters.packet((packet.len() - HEADER_BYTES) as u64),
+            Sent::Blocked => return false,
+            Sent::Refused { reason, .. } => counters.dropped(reason, 1),
+        }
+        true
+    }
+
+    fn hooked_receive(&self, hook: &Arc<dyn PacketHook>) -> bool {
+        let mut state = self.lock_as_worker();
+        if !state.is_active {
+            state.rx_ended = None;
+            return false;
+        }
+        if !state.inbox.is_hooked {
+            match self.fetch(&mut state) {
+                Some(Fetched::Ready) => {}
+                Some(Fetched::Dropped) => return true,
+                Some(Fetched::Nothing(ended)) => {
+                    state.rx_ended = Some(ended);
+                    if let Ended::BackendGone { errno } = ended {
+                        self.lose_port(&mut state, errno);
+                    }
+                    return false;
+                }
+                None => {
+                    state.rx_ended = None;
+                    return false;
+                }
+            }
+            let (epoch, packet) = state.inbox.copy();
+            let verdict = self.call(&mut state, hook, Way::ToGuest, packet);
+            match state.inbox.replace(epoch, verdict.as_deref()) {
+                Replaced::Kept => {}
+                Replaced::Dropped => {
+                    self.rx.counters.dropped(DropReason::Hook, 1);
+                    return true;
+                }
+                Replaced::Gone => return true,
+            }
+        }
+        let State { rx, inbox, .. } = &mut *state;
+        let received = self.receive(rx, inbox, 1);
+        state.rx_ended = received.map(|received| received.ended);
+        received.is_some_and(|received| received.packets > 0)
+    }
+
+    /// Call the hook without the lock; None: it dropped the packet, or made something else of it.
+    fn call(
+        &self,
+        state: &mut MutexGuard<'_, State>,
+        hook: &Arc<dyn PacketHook>,
+        way: Way,
+        mut packet: Vec<u8>,
+    ) -> Option<Vec<u8>> {
+        state.hooked.caller = Some(thread::current().id());
+        let pair = self.rx.index() / 2;
+        let passes = MutexGuard::unlocked_fair(state, || hook.packet(way, pair, &mut packet));
+        state.hooked.caller = None;
+        self.hook_returned.notify_all();
+        (passes && net::check_length(packet.len() as u64).is_ok()).then_some(packet)
+    }
+}

@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""No Python on the way of a packet, and no work where there is nothing to do."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from vdpa_net.backend import Backend
+from vdpa_net.backend.loopback import Loopback
+from vdpa_net.backend.null import Null, Source
+from vdpa_net.device.net_device import NetDevice
+from vdpa_net.driver.in_process import InProcessHandle
+from vdpa_net.testing.frames import FrameMint
+from vdpa_net.testing.guest_driver import GuestDriver
+from vdpa_net.testing.guest_memory import GuestMemory
+
+MAC = "52:54:00:00:00:01"
+MINT = FrameMint(1)
+HELD_SECONDS = 1.0
+BUFFERS = 250
+
+
+@contextlib.contextmanager
+def guest(backend: Backend, pairs: int = 1) -> Iterator[tuple[GuestDriver, NetDevice]]:
+    with ExitStack() as stack:
+        stack.callback(backend.close)
+        device = stack.enter_context(NetDevice(backend, mac=MAC, mq=pairs > 1))
+        handle = stack.enter_context(contextlib.closing(InProcessHandle(device)))
+        memory = stack.enter_context(GuestMemory([(0, 16 << 20)]))
+        driver = stack.enter_context(GuestDriver(handle, memory, pairs=pairs, slots=(BUFFERS, 64)))
+        driver.start()
+        if pairs > 1:
+            driver.set_active_pairs(pairs)
+        yield driver, device
+
+
+def hold_the_gil(seconds: float) -> None:
+    """Sleep without letting any other thread run Python."""
+    ctypes.PyDLL(None).usleep(int(1e6 * seconds))
+
+
+def packets(device: NetDevice, queue: int) -> int:
+    queues = device.snapshot()["queues"]
+    return queues[queue]["counters"]["packets"]  # type: ignore[index, no-any-return]
+
+
+def test_packets_flow_while_another_thread_holds_the_gil() -> None:
+    # A source of 100 packets per second with room for 250: in a held second there is always a buffer.
+    with guest(Null(1, Source(rate_pps=100, flows=1))) as (driver, device):
+        driver.queues.post_receive()
+        driver.publish()
+        driver.receive(5)
+        before, begun = packets(device, 0), time.monotonic()
+        holder = threading.Thread(target=hold_the_gil, args=(HELD_SECONDS,))
+        holder.start()
+        holder.join()
+        after, elapsed = packets(device, 0), time.monotonic() - begun
+        # The rate is that of the source's own clock; a worker that waited for the GIL would have made up for
+        # 100 ms of backlog at most, which are 10 packets.
+        assert after - before > 100 * elapsed / 2, f"{after - before} packets in {elapsed} s"
+
+
+def test_what_the_guest_kicks_is_done_while_the_gil_is_held() -> None:
+    with guest(Loopback()) as (driver, device):
+        driver.queues.post_receive()
+        frames = [MINT.frame(number, 200) for number in range(50)]
+        for frame in frames:
+            driver.queues.transmit(frame)
+        for queue in (0, 1):
+            driver.rings[queue].publish()
+        bell = device.doorbells()[1].fd
+        libc = ctypes.PyDLL(None)
+        used = driver.rings[0].device + 2
+        # From here on nothing lets go of the GIL: both calls keep it, and memory is read without any.
+        eight = (1).to_bytes(8, "little")
+        libc.write(bell, eight, 8)
+        libc.usleep(int(1e6 * HELD_SECONDS))
+        done = driver.memory.load_u16(used)
+        assert done == len(frames)
+        assert driver.receive(len(frames)) == frames
+
+
+def switches() -> dict[int, tuple[int, int]]:
+    """Voluntary context switches and CPU ticks of each thread of this process."""
+    found = {}
+    for task in Path("/proc/self/task").iterdir():
+        status = (task / "status").read_text()
+        count = int(status.split("voluntary_ctxt_switches:")[1].split()[0])
+        fields = (task / "stat").read_text().rpartition(")")[2].split()
+        found[int(task.name)] = (count, int(fields[11]) + int(fields[12]))
+    return found
+
+
+def names() -> dict[int, str]:
+    return {int(task.name): (task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
+
+
+@pytest.mark.parametrize("pairs", [1, 4])
+def test_after_traffic_an_attached_device_does_nothing(pairs: int) -> None:
+    with guest(Loopback(pairs), pairs) as (driver, _):
+        for pair in range(pairs):
+            frames = [MINT.frame(number, 200) for number in range(50)]
+            driver.send(frames, pair)
+            assert driver.receive(len(frames), pair=pair) == frames
+            driver.finish_transmit(pair=pair)
+        workers = {task for task, name in names().items() if name.startswith("vdpa-pair")}
+        assert len(workers) == pairs
+        settle(workers)
+        before = switches()
+        time.sleep(HELD_SECONDS)
+        after = switches()
+        assert {task: after[task] for task in workers} == {task: before[task] for task in workers}
+
+
+def settle(tasks: set[int]) -> None:
+    """Wait until these threads sleep in the kernel and have stayed there between two looks."""
+    deadline = time.monotonic() + 30
+    last: dict[int, tuple[int, int]] = {}
+    while time.monotonic() < deadline:
+        now = {task: count for task, count in switches().items() if task in tasks}
+        if now == last:
+            return
+        last = now
+        os.sched_yield()
+        time.sleep(0.05)
+    raise AssertionError(f"no rest: {last}")
