@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 import pytest
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["vdpa_net.testing.pytest_plugin"]
+
 # How long an example takes says more about the machine's other work than about the code.
 settings.register_profile("vdpa-net", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("vdpa-net")

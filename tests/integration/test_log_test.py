@@ -49,7 +49,8 @@ def test_sound_device_passes_every_line(tmp_path: Path, seed: int, packed: bool)
     assert verdict.outcome is Outcome.PASS, report(verdict)
     assert [line.name for line in verdict.lines] == LINES
     assert verdict.not_checked == {}
-    assert verdict.context["over_marking_percent"] == 0
+    # What is marked between the start of logging and the start of the audit has no write beside it.
+    assert verdict.context["over_marking_percent"] < 2
 
 
 @pytest.mark.parametrize(

@@ -184,6 +184,10 @@ class VhostFrontEnd(FrontEndConnection):
             self._set_log_base(log)
         for index in range(len(self.rings)):
             self._set_vring_addr(index)
+        if not self.protocol_features & PROTOCOL_REPLY_ACK:
+            # Memory must not be copied before the back end logs: a message that is answered waits for those
+            # before it (QEMU's front end does the same).
+            self.get_u64(Request.GET_FEATURES)
 
     def stop_logging(self) -> None:
         """Clear LOG_ALL."""

@@ -64,6 +64,10 @@ class LogTestOptions:
         """The faults as objects."""
         return [parse_fault(text, seed=self.seed) for text in self.faults]
 
+    def against(self, backend_sockets: tuple[Path, Path]) -> LogTestOptions:
+        """The same test of the back ends at these sockets."""
+        return replace(self, backend_sockets=backend_sockets)
+
     def describe(self) -> str:
         """In one line, for people."""
         faults = ", ".join(str(fault) for fault in self.parsed_faults()) or "none"
@@ -178,7 +182,7 @@ class LogTest:
         return Verdict(lines, context, not_checked)
 
 
-def migrate_once_more(options: LogTestOptions) -> Verdict:
+def migrate_in_a_directory(options: LogTestOptions) -> Verdict:
     """Run the test in a directory of its own; the verdict. Raises what LogTest.run raises."""
     with tempfile.TemporaryDirectory(prefix="vdpa-net-") as directory:
         return LogTest(options).run(Path(directory))
@@ -192,7 +196,7 @@ def run_log_test(
     junit_path: Path | None = None,
 ) -> int:
     """Migrate, print the verdict, write it to the files that are named; the exit code of the verdict."""
-    verdict = migrate_once_more(options)
+    verdict = migrate_in_a_directory(options)
     console.print(f"log-test: {options.describe()}", highlight=False)
     verdict.render(console)
     if json_path is not None:
