@@ -18,11 +18,13 @@ from vdpa_net import (
     Answer,
     Loopback,
     NetDevice,
+    Packet,
     RegisterTrace,
     Violation,
     parse_fault,
     serve,
 )
+from vdpa_net.device.packet_hooks import PacketAnswer
 
 
 class TemplateDevice(NetDevice):
@@ -43,6 +45,14 @@ class TemplateDevice(NetDevice):
     def detach_client(self) -> None:
         """The client has gone, however it went: its maps, vectors and state go, too."""
         super().detach_client()
+
+    def packet_from_guest(self, packet: Packet) -> PacketAnswer:
+        """Each packet of the guest. Without this method, the next one and a hook no Python is on the way."""
+        return super().packet_from_guest(packet)
+
+    def packet_to_guest(self, packet: Packet) -> PacketAnswer:
+        """Each packet for the guest. None lets it be, bytes are a new frame, DROP drops it."""
+        return super().packet_to_guest(packet)
 
 
 def small_queues_only(access: Access) -> Answer:
@@ -83,8 +93,10 @@ def make_device() -> TemplateDevice:
         ats=False,  # show the ATS capability: an enable bit and nothing more
         rx_queue_size=256,  # powers of two
         tx_queue_size=256,
+        mq=False,  # offer VIRTIO_NET_F_MQ, with as many queue pairs as the back end has
         vectors=None,  # MSI-X vectors; None: one for the configuration and one for each queue
         disabled_features=frozenset({"host_ecn"}),  # by QEMU's property names
+        enabled_features=frozenset(),  # those that are off by default
     )
 
 
@@ -96,6 +108,7 @@ def main() -> None:
         device.on_access(RegisterTrace(lambda line: print(line, flush=True)))
         device.on_access(small_queues_only)
         remove = device.on_access(no_logging)
+        device.on_packet(lambda packet: None if len(packet.frame) < 9000 else DROP)
         remove()  # what on_access returns takes the hook away again
         # A faulty device on purpose: each fault is there until the device is closed.
         device.install_fault(parse_fault("drop-dirty-mark=0.01", seed=1))
