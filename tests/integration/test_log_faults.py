@@ -62,10 +62,10 @@ def test_fault_fires_and_fails_its_lines_on_packed_rings(tmp_path: Path, fault: 
     assert fired(verdict.context)[fault] >= 1
 
 
-def test_skipped_transmit_entries_lose_frames(tmp_path: Path) -> None:
+def test_transmit_index_ahead_of_the_ring_fails_its_line(tmp_path: Path) -> None:
+    """The destination says so and goes on where the ring stands, unless the driver has caught up meanwhile."""
     verdict = migrate(tmp_path, faults=("ring-state=vq1:+3",))
-    # Whether the device sees that it stands ahead of the driver depends on who comes first after the start.
-    assert set(verdict.failed()) - {"violations"} == {RING, SENT}, report(verdict)
+    assert set(verdict.failed()) in ({RING, "violations"}, {RING, SENT}), report(verdict)
 
 
 @pytest.mark.parametrize("delta", ["+1", "-2"])

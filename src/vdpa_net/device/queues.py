@@ -21,7 +21,7 @@ from vdpa_net.wire.virtio_pci import F_RING_PACKED, MSI_NO_VECTOR
 if TYPE_CHECKING:
     from vdpa_net._native import DataPlane, DmaSpace
 
-_USED_IDX = 2  # offset of idx in the used ring (virtio 1.3, 2.7.8)
+_RING_IDX = 2  # offset of idx in the available and the used ring (virtio 1.3, 2.7.6 and 2.7.8)
 
 Emit = Callable[[str, dict[str, object]], None]
 
@@ -124,9 +124,34 @@ class QueueSet:
         return moved
 
     def _refuse_impossible_state(self, queue: Queue) -> None:
-        """A packed state beyond the ring is as good as none: a failed restore must not kill a NIC."""
-        state = queue.ring_state
-        if state is None or not self.is_packed or is_within_packed_ring(state, queue.size):
+        """A failed restore must not kill a NIC."""
+        if queue.ring_state is None or not queue.state_written:
+            return
+        if self.is_packed:
+            self._refuse_beyond(queue, queue.ring_state)
+        else:
+            self._refuse_unavailable(queue, queue.ring_state)
+
+    def _refuse_unavailable(self, queue: Queue, state: int) -> None:
+        """A last_avail_idx that the ring can't have: a queue that was stopped in order is at used->idx."""
+        try:
+            avail_idx = int.from_bytes(self._space.read(queue.driver + _RING_IDX, 2), "little")
+            used_idx = int.from_bytes(self._space.read(queue.device + _RING_IDX, 2), "little")
+        except DmaError:
+            return  # the start reports rings that are not mapped
+        last_avail_idx, _ = unpack_ring_state(state)
+        if (avail_idx - last_avail_idx) & 0xFFFF <= queue.size:
+            return
+        detail = (
+            f"last_avail_idx is {last_avail_idx:#x}, avail->idx {avail_idx:#x} in a ring of {queue.size}; "
+            f"the queue starts at used->idx {used_idx:#x}"
+        )
+        self._violations.record(f"queue {queue.index}", "restored_avail_idx", state, "LM_RING_STATE", detail)
+        queue.ring_state = pack_ring_state(used_idx, used_idx)
+
+    def _refuse_beyond(self, queue: Queue, state: int) -> None:
+        """A packed state beyond the ring is as good as none."""
+        if is_within_packed_ring(state, queue.size):
             return
         detail = f"LM_RING_STATE lies beyond a packed ring of {queue.size}; the queue starts anew"
         self._violations.record(f"queue {queue.index}", "ring_state_beyond", state, "LM_RING_STATE", detail)
@@ -193,7 +218,7 @@ class QueueSet:
         if not self.is_packed:
             # A ring that can't be read is reported by the start.
             with contextlib.suppress(DmaError):
-                used_idx = int.from_bytes(self._space.read(queue.device + _USED_IDX, 2), "little")
+                used_idx = int.from_bytes(self._space.read(queue.device + _RING_IDX, 2), "little")
         queue.ring_state = pack_ring_state(last_avail_idx, used_idx)
 
 
