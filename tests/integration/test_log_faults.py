@@ -63,7 +63,7 @@ def test_fault_fires_and_fails_its_lines_on_packed_rings(tmp_path: Path, fault: 
 
 
 def test_transmit_index_ahead_of_the_ring_fails_its_line(tmp_path: Path) -> None:
-    """The destination says so and goes on where the ring stands, unless the driver has caught up meanwhile."""
+    """The destination says so and goes on where the ring stands, unless the driver has caught up."""
     verdict = migrate(tmp_path, faults=("ring-state=vq1:+3",))
     assert set(verdict.failed()) in ({RING, "violations"}, {RING, SENT}), report(verdict)
 

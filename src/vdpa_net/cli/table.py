@@ -71,7 +71,7 @@ COMMANDS = Group(
                     "lab_build", "Build the lab image into the user's cache; quick if it is there."
                 ),
                 "boot": Command(
-                    "lab_boot", "Boot a stock guest with the device attached; ping and iperf3 both ways."
+                    "lab_boot", "Boot a guest (Linux, DPDK, UEFI) on a served device and try its network."
                 ),
             },
         ),

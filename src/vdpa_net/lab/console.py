@@ -24,11 +24,16 @@ class LineReader:
         self.name = name
         self.log_path = log_path
         self._fd = fd
+        self._copy_fd: int | None = None
         self._lines: list[str] = []
         self._ended = False
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._read, name=f"lines-{name}", daemon=True)
         self._thread.start()
+
+    def copy_to(self, fd: int | None) -> None:
+        """Write all that comes from now on to this descriptor, too; None: no more."""
+        self._copy_fd = fd
 
     @property
     def position(self) -> int:
@@ -82,6 +87,8 @@ class LineReader:
         with self.log_path.open("wb", buffering=0) as log:
             while chunk := self._chunk():
                 log.write(chunk)
+                if (copy_fd := self._copy_fd) is not None:
+                    os.write(copy_fd, chunk)
                 *complete, rest = (rest + chunk).split(b"\n")
                 self._append(complete)
         self._append([rest] if rest else [], ended=True)

@@ -20,7 +20,7 @@ from vdpa_net.lab.program import Program, libraries_of, machine_name
 
 PARTS = Path(__file__).parent / "guest"
 MODULES = ("virtio_net",)
-BOOT_TOOLS = ("usr/bin/iperf3",)
+BOOT_TOOLS = ("usr/bin/iperf3", "usr/sbin/ethtool")
 CONSOLES = {"x86_64": "ttyS0", "aarch64": "ttyAMA0"}
 
 
@@ -46,13 +46,16 @@ def build(
     cache: Path | None = None,
     modules: Sequence[str] = MODULES,
     tools: Sequence[str] = (),
+    libraries: Sequence[str] = (),
     agent: bool = True,
 ) -> Guest:
-    """A guest of the image's kernel with these kernel modules and tools (paths in the image).
+    """A guest of the image's kernel with these kernel modules, tools and libraries (paths in the image).
+
+    Libraries are for programs that load them by name; they go to /lib with all that they need.
 
     Raises LabError if the image lacks one of them or the guest agent has not been built.
     """
-    content = _archive(image, modules, tools, agent=agent).to_bytes()
+    content = _archive(image, modules, tools, libraries, agent=agent).to_bytes()
     directory = cache_directory(cache) / "guest"
     initrd = directory / f"{hashlib.sha256(content).hexdigest()[:16]}.cpio"
     if not initrd.is_file():
@@ -71,7 +74,9 @@ def agent_binary() -> Path:
     return path
 
 
-def _archive(image: Image, modules: Sequence[str], tools: Sequence[str], *, agent: bool) -> Archive:
+def _archive(
+    image: Image, modules: Sequence[str], tools: Sequence[str], libraries: Sequence[str], *, agent: bool
+) -> Archive:
     archive = Archive()
     for name in ("dev", "proc", "sys", "tmp", "root"):
         archive.add_directory(name)
@@ -82,6 +87,8 @@ def _archive(image: Image, modules: Sequence[str], tools: Sequence[str], *, agen
     _add_modules(archive, image, modules)
     for tool in tools:
         _add_tool(archive, image, tool)
+    for library in libraries:
+        _add_library(archive, image, library)
     if agent:
         archive.add_file("bin/agent", agent_binary().read_bytes(), executable=True)
     return archive
@@ -145,6 +152,17 @@ def _module_content(path: Path) -> bytes:
 
 def _add_tool(archive: Archive, image: Image, tool: str) -> None:
     archive.add_file(f"bin/{Path(tool).name}", _in_image(image, tool).read_bytes(), executable=True)
+    _add_libraries_of(archive, image, tool)
+
+
+def _add_library(archive: Archive, image: Image, library: str) -> None:
+    inside = f"lib/{Path(library).name}"
+    if inside not in archive:
+        archive.add_file(inside, _in_image(image, library).read_bytes(), executable=True)
+    _add_libraries_of(archive, image, library)
+
+
+def _add_libraries_of(archive: Archive, image: Image, tool: str) -> None:
     for inside, library in _library_files(image, tool):
         if inside not in archive:
             archive.add_file(inside, library.read_bytes(), executable=True)

@@ -46,11 +46,13 @@ class MachineOptions:
     further words of QEMU's command line, as they stand. `pass_fds` stay open in QEMU under their numbers.
     `incoming` is what -incoming takes; `paused` is -S. `iommu` puts an intel-iommu in front of the devices.
     With `boots_disk` the firmware boots from a disk among the `arguments` instead of the guest's kernel.
+    `board` is a machine type other than the usual one. With `reboot` a guest that restarts goes on, else QEMU
+    ends. Without a guest there is the firmware.
     """
 
     name: str
     qemu: Program
-    guest: Guest
+    guest: Guest | None
     append: str
     accel: str = "tcg"
     memory_mib: int = 256
@@ -62,12 +64,15 @@ class MachineOptions:
     paused: bool = False
     iommu: bool = False
     boots_disk: bool = False
+    board: str = ""
+    reboot: bool = False
 
 
 def command_line(options: MachineOptions, qmp_fd: int, console_fd: int) -> list[str]:
     """QEMU's command line, with QMP and the serial console on these sockets."""
     return options.qemu.argv(
-        *("-name", options.name, "-no-user-config", "-nodefaults", "-display", "none", "-no-reboot"),
+        *("-name", options.name, "-no-user-config", "-nodefaults", "-display", "none"),
+        *(() if options.reboot else ("-no-reboot",)),
         *_board(options),
         *_memory(options),
         *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
@@ -80,15 +85,15 @@ def command_line(options: MachineOptions, qmp_fd: int, console_fd: int) -> list[
 
 
 def _kernel(options: MachineOptions) -> list[str]:
-    if options.boots_disk:
-        return []
     guest = options.guest
+    if options.boots_disk or guest is None:
+        return []
     return ["-kernel", str(guest.kernel), "-initrd", str(guest.initrd), "-append", options.append]
 
 
 def _board(options: MachineOptions) -> list[str]:
     machine = machine_name()
-    board = BOARDS[machine] + (",kernel-irqchip=split" if machine == "x86_64" else "")
+    board = (options.board or BOARDS[machine]) + (",kernel-irqchip=split" if machine == "x86_64" else "")
     words = ["-machine", board, "-accel", options.accel, "-cpu", CPUS[machine][options.accel]]
     if options.iommu:
         if machine != "x86_64":
@@ -106,9 +111,15 @@ def _memory(options: MachineOptions) -> list[str]:
     return ["-m", size, "-object", backend, "-numa", "node,memdev=ram"]
 
 
-def vfio_user_arguments(socket_path: Path, port: str = "rp0") -> tuple[str, ...]:
-    """Arguments that attach a vfio-user device behind a PCI Express port of its own."""
-    device = {"driver": "vfio-user-pci", "bus": port, "socket": {"type": "unix", "path": str(socket_path)}}
+def vfio_user_arguments(socket_path: Path, port: str | None = "rp0") -> tuple[str, ...]:
+    """Arguments that attach a vfio-user device behind a PCI Express port of its own; None: to the PCI bus."""
+    device: dict[str, object] = {
+        "driver": "vfio-user-pci",
+        "socket": {"type": "unix", "path": str(socket_path)},
+    }
+    if port is None:
+        return ("-device", json.dumps(device))
+    device["bus"] = port
     return ("-device", f"pcie-root-port,id={port},slot=1", "-device", json.dumps(device))
 
 
@@ -120,6 +131,7 @@ class Machine:
         self.name = options.name
         self.directory = directory
         self._argv: list[str] = []
+        self._exit_fd: int | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._session: QmpSession | None = None
         self._console: LineReader | None = None
@@ -192,10 +204,21 @@ class Machine:
 
     def type_line(self, text: str) -> None:
         """Type a line on the serial console. Raises PeerGone if there is no machine."""
+        self.type_keys(text.encode() + b"\n")
+
+    def type_keys(self, keys: bytes) -> None:
+        """Type these bytes on the serial console. Raises PeerGone if there is no machine."""
         try:
-            os.write(self._keyboard, text.encode() + b"\n")
+            os.write(self._keyboard, keys)
         except OSError as error:
             raise PeerGone(f"machine {self.name}: its console is gone: {error}") from error
+
+    @property
+    def exit_fd(self) -> int:
+        """A descriptor that becomes readable when QEMU has ended."""
+        if self._exit_fd is None:
+            self._exit_fd = os.pidfd_open(self.pid)
+        return self._exit_fd
 
     def wait_exit(self, timeout_s: float) -> int:
         """QEMU's exit code, once it has ended. Raises LabError if it does not."""
@@ -226,6 +249,9 @@ class Machine:
         if self._keyboard >= 0:
             os.close(self._keyboard)
             self._keyboard = -1
+        if self._exit_fd is not None:
+            os.close(self._exit_fd)
+            self._exit_fd = None
 
     def __enter__(self) -> Self:
         self.start()
