@@ -15,6 +15,7 @@ the dirty log can save. There are two ways to wait for that:
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ PHASE_SECONDS = 120
 LOGGING_SECONDS = 15
 LOAD_SECONDS = 60
 SAMPLE_SECONDS = 0.02
+WATCH_SECONDS = 0.1
 MIB = 1 << 20
 FIRST_PASS_BYTES_PER_S = 96 * MIB
 # The end of the first pass is slow enough to be noticed: later passes at full speed take a millisecond.
@@ -135,13 +137,7 @@ class Precopy:
             load.sent_pages = self._advance(self._share, CRAWL_BYTES_PER_S)
         else:
             self._advance(self._share, END_OF_FIRST_PASS_BYTES_PER_S)
-            # Pass 2 begins when the first one is complete.
-            self.source.machine.wait_event(
-                "MIGRATION_PASS",
-                PHASE_SECONDS,
-                start=self._start,
-                where=lambda event: event.data["pass"] >= 2,
-            )
+            self._wait_second_pass()
             self._set(LATER_PASSES_BYTES_PER_S)
 
     def wait_for_load(self, load: Load) -> None:
@@ -202,6 +198,22 @@ class Precopy:
         """Whether the migration is over, however."""
         return any(is_final(event) for event in self.source.machine.session.events(self._start))
 
+    def _wait_second_pass(self) -> None:
+        # Pass 2 begins when the first one is complete.
+        deadline = time.monotonic() + PHASE_SECONDS
+        while not any(number >= 2 for number, _ in self.passes()):
+            if self.has_ended() or time.monotonic() >= deadline:
+                raise LabError("the first pass over RAM did not come to its end")
+            self._watch()
+            time.sleep(WATCH_SECONDS)
+
+    def _watch(self) -> Mapping[str, int]:
+        """Note what QEMU and the device have done so far."""
+        if self.source.side.is_watched:
+            with contextlib.suppress(PeerError):
+                self.source.side.device("audit_end_interval")
+        return self.sample()
+
     def _set(self, bytes_per_s: int, downtime_ms: int | None = None) -> None:
         self.source.machine.qmp("migrate-set-parameters", self.options.limits(bytes_per_s, downtime_ms))
 
@@ -210,12 +222,12 @@ class Precopy:
         total = self.source.ram.size_bytes
         deadline = time.monotonic() + PHASE_SECONDS
         while time.monotonic() < deadline and not self.has_ended():
-            sent = total - min(total, int(self.sample().get("remaining", total)))
+            sent = total - min(total, int(self._watch().get("remaining", total)))
             if sent >= share * total:
                 self._set(then_bytes_per_s)
                 return sent // PAGE_BYTES
             # QEMU announces passes, not how far one has come.
-            time.sleep(SAMPLE_SECONDS)
+            time.sleep(WATCH_SECONDS if sent < share * total / 2 else SAMPLE_SECONDS)
         return 0
 
     def _wait_for_pages(self, load: Load) -> None:

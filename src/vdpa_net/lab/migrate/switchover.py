@@ -38,7 +38,6 @@ from vdpa_net.lab.progress import ProgressCallback
 from vdpa_net.lab.ram import GuestRam
 from vdpa_net.lab.traffic.endpoint import TrafficEndpoint
 from vdpa_net.lab.traffic.judge import Gap, lost_in_gap, lost_in_gap_ns, traffic_lines
-from vdpa_net.lab.traffic.reception import TrafficReport
 from vdpa_net.migration.checks import PAGE_BYTES, AuditFindings, differing_pages
 
 PHASE_SECONDS = 120
@@ -46,6 +45,8 @@ GUEST_PROGRESS_SECONDS = 30
 TRAFFIC_SECONDS = 120
 WARM_UP_DATAGRAMS = 200
 SAMPLE_SECONDS = 0.05
+SETTLING_NS = 500_000_000
+"""How long after its queues run again a guest's silence still counts as that of the switch-over."""
 
 
 @dataclass(frozen=True)
@@ -284,13 +285,16 @@ class RoundRunner:
             self._round.traffic_problem = "the source's driver did not stop the receive queue"
             return
         gap = Gap(stop_ns, several_queues=self._pairs > 1)
-        silence = report.silence_around(stop_ns)
+        self._note_instants(stop_ns)
+        silence = report.longest_silence(stop_ns, self._timeline.served_again_ns() + SETTLING_NS)
+        if silence is not None:
+            self._timeline.silence = (silence.start_ns, silence.end_ns)
         self._round.traffic = traffic_lines(report, gap)
         self._round.figures |= {
             "traffic": report.to_json(),
             "gap_ms": round(silence.duration_ms, 1) if silence else None,
             "lost_in_gap": lost_in_gap(report, gap),
-            "timeline": self._timeline_json(report, gap),
+            "timeline": self._timeline.to_json(report, lost_in_gap_ns(report, gap)),
         }
         if self._topology.announcements is not None:
             tap = self.arrived().side.options.tap
@@ -304,15 +308,14 @@ class RoundRunner:
         stops = [event for event in self._source.machine.session.events() if event.name == "STOP"]
         return host_clock_ns(stops[-1].sent_s) if stops else None
 
-    def _timeline_json(self, report: TrafficReport, gap: Gap) -> dict[str, object]:
-        self._timeline.stop_request_ns = gap.stop_request_ns
+    def _note_instants(self, stop_request_ns: int) -> None:
+        self._timeline.stop_request_ns = stop_request_ns
         if self._watched:
             pairs = range(2 * self._pairs)
             stopped = [queue_record(self._source.side, queue).get("stopped_ns") for queue in pairs]
             started = [queue_record(self.arrived().side, queue).get("started_ns") for queue in pairs]
             self._timeline.stopped_ns = max((at for at in stopped if at), default=None)
             self._timeline.started_ns = min((at for at in started if at), default=None)
-        return self._timeline.to_json(report, lost_in_gap_ns(report, gap))
 
     def _observe_sides(self) -> None:
         try:

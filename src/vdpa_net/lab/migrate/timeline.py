@@ -14,7 +14,7 @@ WINDOW_NS = 3_000_000_000
 
 @dataclass
 class Timeline:
-    """The instants of one migration, in the order in which they come."""
+    """The instants of one migration, in the order in which they come; `silence` is the gap's two ends."""
 
     begun_ns: int = 0
     released_ns: int = 0
@@ -23,6 +23,11 @@ class Timeline:
     ended_ns: int = 0
     compared_ns: int | None = None
     started_ns: int | None = None
+    silence: tuple[int, int] | None = None
+
+    def served_again_ns(self) -> int:
+        """When the destination's device served the guest, or the best that is known about it."""
+        return max(self.started_ns or 0, self.ended_ns, self.compared_ns or 0)
 
     def to_json(self, report: TrafficReport, lost_ns: list[int]) -> dict[str, object]:
         """The instants, and the packets around them: round trips as pairs (sent, taken), the times of the

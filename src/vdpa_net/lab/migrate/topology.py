@@ -28,6 +28,7 @@ from vdpa_net.migration.faults import parse_fault
 GUEST_MAC = "56:4a:b7:4f:4d:a9"
 SIDE_NAMES = ("A", "B")
 BOOT_SECONDS = 120
+TAP_QUEUE_FRAMES = 16384
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,8 @@ class FlatTopology:
         for number, name in enumerate(SIDE_NAMES):
             side = self._stack.enter_context(Side(self._side_options(number, name)))
             self.network.attach(side.options.tap)
+            # What a guest on a busy host takes late must not be lost before the device has seen it.
+            self.network.set_queue_length(side.options.tap, TAP_QUEUE_FRAMES)
             self.sides.append(side)
         self.network.add_neighbour(GUEST_ADDRESS, GUEST_MAC)
         self.announcements = self._stack.enter_context(

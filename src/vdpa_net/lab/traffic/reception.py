@@ -128,9 +128,9 @@ class TrafficReport:
         """When the guest's datagrams arrived, all flows together, ascending."""
         return sorted(time_ns for flow in self.flows for time_ns in flow.arrivals_ns)
 
-    def silence_around(self, instant_ns: int, window_ns: int = 5_000_000_000) -> Silence | None:
-        """The longest silence that comes nearer to the instant than `window_ns`."""
-        return longest_silence(self.arrivals_ns(), instant_ns - window_ns, instant_ns + window_ns)
+    def longest_silence(self, from_ns: int, to_ns: int) -> Silence | None:
+        """The longest silence that overlaps a time (CLOCK_MONOTONIC), None if nothing arrived around it."""
+        return longest_silence(self.arrivals_ns(), from_ns, to_ns)
 
     def to_json(self) -> dict[str, object]:
         """All of it but what is there once per datagram, for reports."""
