@@ -104,10 +104,13 @@ def test_traffic_that_never_ran_is_not_run() -> None:
     assert lines(given)["traffic to the guest"].outcome is Outcome.NOT_RUN
 
 
-def test_gap_is_the_longest_silence_around_the_stop() -> None:
-    silence = report().silence_around(2 * MS)
+def test_gap_is_the_longest_silence_that_overlaps_the_switch_over() -> None:
+    silence = report().longest_silence(2 * MS, 40 * MS)
     assert silence is not None
     assert silence.duration_ms == 50.0
+    elsewhere = report().longest_silence(52 * MS, 53 * MS)
+    assert elsewhere is not None
+    assert elsewhere.duration_ms == 1.0
 
 
 @pytest.mark.parametrize(
