@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -23,7 +25,10 @@ from vdpa_net.transport.vfio_user.server import VfioUserServer
 
 PATIENCE_S = 20
 
-CLIENT = """
+KILLS = 100
+
+CLIENTS = """
+import os
 import sys
 from vdpa_net.driver.vfio_user import VfioUserHandle
 from vdpa_net.testing.dirty_log import DirtyLog
@@ -31,19 +36,27 @@ from vdpa_net.testing.guest_cpu import GuestCpu
 from vdpa_net.testing.guest_driver import GuestDriver
 from vdpa_net.testing.guest_memory import GuestMemory
 
-memory = GuestMemory([(0, 8 << 20)])
-handle = VfioUserHandle(sys.argv[1])
-driver = GuestDriver(handle, memory)
-driver.start()
-log = DirtyLog.for_memory_end(8 << 20)
-handle.dma_map(1 << 44, 4096, log.fd, 0)
-assert driver.start_logging(1 << 44, (1 << 44) + log.size_bytes)
-cpu = GuestCpu(driver.queues)
-cpu.run(driver.wires())
-assert cpu.wait_for_frames(50)
-print("in mid-traffic", flush=True)
-cpu.wait_for(lambda ledger: False, 60)
+def client():
+    memory = GuestMemory([(0, 8 << 20)])
+    handle = VfioUserHandle(sys.argv[1])
+    driver = GuestDriver(handle, memory)
+    driver.start()
+    log = DirtyLog.for_memory_end(8 << 20)
+    handle.dma_map(1 << 44, 4096, log.fd, 0)
+    assert driver.start_logging(1 << 44, (1 << 44) + log.size_bytes)
+    cpu = GuestCpu(driver.queues)
+    cpu.run(driver.wires())
+    assert cpu.wait_for_frames(50)
+    print(os.getpid(), flush=True)
+    cpu.wait_for(lambda ledger: False, 60)
+
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        client()
+    os.waitpid(child, 0)
 """
+"""A process for each line of its input, which is in mid-traffic when it tells its id: forks cost little."""
 
 
 @dataclass
@@ -95,17 +108,37 @@ def served(tmp_path: Path) -> Iterator[Served]:
     made.close()
 
 
-def kill_a_client_in_mid_traffic(served: Served) -> None:
-    client = subprocess.Popen(
-        [sys.executable, "-c", CLIENT, str(served.path)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert client.stdout is not None
-        assert client.stdout.readline() == "in mid-traffic\n"
-    finally:
-        client.kill()
-        client.communicate()
-    assert served.gone.acquire(timeout=PATIENCE_S), "the device did not notice"
+class Clients:
+    """Starts clients one after the other, and kills them in mid-traffic."""
+
+    def __init__(self, served: Served) -> None:
+        self._served = served
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", CLIENTS, str(served.path)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def kill_one(self) -> None:
+        """Start a client, kill it in mid-traffic, and wait until the device has noticed."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("next\n")
+        self._process.stdin.flush()
+        os.kill(int(self._process.stdout.readline()), signal.SIGKILL)
+        assert self._served.gone.acquire(timeout=PATIENCE_S), "the device did not notice"
+
+    def close(self) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+@pytest.fixture
+def clients(served: Served) -> Iterator[Clients]:
+    made = Clients(served)
+    yield made
+    made.close()
 
 
 def use_the_device(served: Served) -> None:
@@ -129,19 +162,22 @@ def use_the_device(served: Served) -> None:
     assert served.gone.acquire(timeout=PATIENCE_S)
 
 
-def test_next_client_can_use_the_device_after_one_was_killed(served: Served) -> None:
-    kill_a_client_in_mid_traffic(served)
+def test_next_client_can_use_the_device_after_one_was_killed(served: Served, clients: Clients) -> None:
+    clients.kill_one()
     use_the_device(served)
     assert served.device.violations.entries == []
 
 
-def test_killed_clients_leave_no_descriptor_thread_or_mapping(served: Served) -> None:
+def test_hundred_killed_clients_leave_no_descriptor_thread_or_mapping(
+    served: Served, clients: Clients
+) -> None:
     use_the_device(served)
     before = Holdings.now()
-    for _ in range(2):
-        kill_a_client_in_mid_traffic(served)
-    after = Holdings.now()
-    assert after == before
+    for _ in range(KILLS):
+        clients.kill_one()
+    assert Holdings.now() == before
     assert before.memfd_mappings == 0
     assert served.device.space.mappings() == []
     assert served.device.space.log_range() is None
+    use_the_device(served)
+    assert served.device.violations.entries == []
