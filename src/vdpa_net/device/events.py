@@ -3,11 +3,8 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
-
-_logger = logging.getLogger(__name__)
 
 EventCallback = Callable[[str, dict[str, object]], None]
 
@@ -29,4 +26,7 @@ class Events:
             try:
                 callback(name, event)
             except Exception:
-                _logger.exception("a callback for device event %s failed", name)
+                # Imported here: it takes a good part of the start, and callbacks hardly ever fail.
+                import logging  # noqa: PLC0415
+
+                logging.getLogger(__name__).exception("a callback for device event %s failed", name)
