@@ -12,17 +12,19 @@ MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
 STEP := scripts/step
+WHEELS := build/wheels
 AGENT := src/vdpa_net/lab/guest/agent-$(shell uname -m)
 CRATES := rust/dataplane rust/python
 RUST := Cargo.toml $(wildcard Cargo.lock) $(shell find $(CRATES) -name '*.rs' -o -name Cargo.toml)
 AGENT_RUST := Cargo.toml $(wildcard Cargo.lock) $(shell find rust/guest-agent -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: help build demo test test-all check clean build-tools lab-tools test-tools check-tools lab-image
+.PHONY: help build demo test test-all check wheel clean build-tools lab-tools test-tools check-tools lab-image
 
 help:
 	@echo 'make demo      set up everything, then migrate a guest between two devices and judge the result'
 	@echo 'make test      set up everything, then run all tests (Rust and Python)'
 	@echo 'make test-all  the same and what takes long: matrices, many rounds, long fuzzing'
+	@echo 'make wheel     a wheel in build/wheels that installs without Rust, and the proof that it does'
 	@echo 'make build     set up .venv, with the command .venv/bin/vdpa-net in it'
 	@echo 'make check     lint, types, formatting, layering'
 	@echo 'make bench   set up everything, then measure the device beside its peers'
@@ -37,7 +39,7 @@ demo: build
 	@$(STEP) 'lab image (built once, kept in the cache)' $(BIN)/vdpa-net lab build
 	@$(STEP) 'migrate: a guest under traffic' $(BIN)/vdpa-net migrate
 
-test: build test-tools lab-image
+test: build test-tools lab-image wheel
 	@$(STEP) 'cargo test' cargo test --workspace --exclude vdpa-net-python
 	@$(STEP) --last 'pytest' $(BIN)/pytest -m 'not exhaustive' $(ARGS)
 
@@ -52,6 +54,13 @@ bench: build bench-peers
 
 bench-peers:
 	@$(STEP) 'native ends of the bench (Rust)' cargo build --release -p vdpa-net-bench-peers
+
+# maturin finds out itself for which manylinux the wheel is good; what it can't judge is for this Linux alone.
+wheel: build
+	@rm -rf $(WHEELS)
+	@VIRTUAL_ENV=$(CURDIR)/.venv $(STEP) 'wheel' $(BIN)/maturin build --release --out $(WHEELS) || \
+	    VIRTUAL_ENV=$(CURDIR)/.venv $(STEP) 'wheel for this machine' $(BIN)/maturin build --release --out $(WHEELS) --compatibility linux
+	@$(STEP) 'wheel: log-test in an empty environment' scripts/check-wheel $(WHEELS)/*.whl
 
 check: build check-tools
 	@$(STEP) 'ruff check' $(BIN)/ruff check
