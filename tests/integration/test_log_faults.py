@@ -80,6 +80,11 @@ def test_a_few_dropped_marks_fail_the_audits(tmp_path: Path) -> None:
     assert MARKS - {"guest RAM"} <= set(verdict.failed()) <= MARKS, report(verdict)
 
 
+def test_a_fault_of_one_queue_pair_fails_the_lines_of_that_pair(tmp_path: Path) -> None:
+    verdict = migrate(tmp_path, faults=("duplicate-used=vq3",), queue_pairs=2)
+    assert set(verdict.failed()) == {"ring state vq3", "frames from the guest, pair 1"}, report(verdict)
+
+
 def test_driver_behind_a_vfio_user_socket_sees_a_fault_as_well(tmp_path: Path) -> None:
     verdict = migrate(tmp_path, faults=("drop-dirty-mark=0.5",), over_vfio_user=True)
     assert set(verdict.failed()) == MARKS, report(verdict)

@@ -53,6 +53,14 @@ def test_sound_device_passes_every_line(tmp_path: Path, seed: int, packed: bool)
     assert verdict.context["over_marking_percent"] < 2
 
 
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_each_queue_pair_has_lines_of_its_own(tmp_path: Path, packed: bool) -> None:
+    verdict = migrate(tmp_path, queue_pairs=2, packed=packed, rounds=2)
+    assert verdict.outcome is Outcome.PASS, report(verdict)
+    names = {line.name for line in verdict.lines}
+    assert {"round 2: ring state vq3", "round 2: frames to the guest, pair 1"} <= names
+
+
 @pytest.mark.parametrize(
     "manners",
     [

@@ -21,7 +21,7 @@ from vdpa_net.driver.log_area import LogArea, LogMapping
 from vdpa_net.driver.pci_scan import VirtioFunction, Window, scan
 from vdpa_net.driver.queue_setup import QueueRecord, QueueSetup
 from vdpa_net.errors import ProtocolError, StateError
-from vdpa_net.wire import pci
+from vdpa_net.wire import pci, virtio_net
 from vdpa_net.wire.layout import Register, RegisterMap
 from vdpa_net.wire.lm import PAIRS, Profile, pack_ring_state, ring_state_name, unpack_ring_state
 from vdpa_net.wire.virtio_net import DEVICE_CFG
@@ -279,6 +279,7 @@ class VdpaDriver:
         self._add_status(Status.ACKNOWLEDGE)
         self._add_status(Status.DRIVER)
         self._write(COMMON_CFG, self._function.common, "config_msix_vector", CONFIG_VECTOR)
+        features |= self._multiqueue_features()
         for half in (0, 1):
             self._write(COMMON_CFG, self._function.common, "driver_feature_select", half)
             word = features >> 32 * half & 0xFFFF_FFFF
@@ -290,6 +291,15 @@ class VdpaDriver:
                 f"the device refuses the features {features:#x} of its {self.device_features:#x}: "
                 f"FEATURES_OK reads 0 (virtio 1.3, 3.1.1)"
             )
+
+    def _multiqueue_features(self) -> int:
+        """Without MQ the device has one pair (virtio 1.3, 5.1.2), whatever the front end is going to use.
+
+        MQ requires CTRL_VQ (5.1.3.1). The control queue stays disabled: the front end has its own, and the
+        device serves the pairs that are enabled.
+        """
+        wanted = virtio_net.bits((virtio_net.F_MQ, virtio_net.F_CTRL_VQ))
+        return wanted if self.queue_pairs > 1 and self.device_features & wanted == wanted else 0
 
     def _enable_pairs(self, more: set[int]) -> None:
         """Say how many queue pairs are in use, where the layout has a register for that."""

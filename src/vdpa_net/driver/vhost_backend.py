@@ -39,6 +39,7 @@ VHOST_FEATURES: Final = sum(
         virtio_pci.F_IN_ORDER,
         virtio_pci.F_ORDER_PLATFORM,
         virtio_net.F_MTU,
+        virtio_net.F_MQ,
         virtio_net.F_MRG_RXBUF,
         virtio_net.F_CSUM,
         virtio_net.F_GUEST_CSUM,

@@ -28,6 +28,7 @@ F_LOG_ALL = 1 << 26
 F_PROTOCOL_FEATURES = 1 << 30
 F_MRG_RXBUF = 1 << 15
 F_INDIRECT_DESC = 1 << 28
+F_MQ = 1 << 22
 F_EVENT_IDX = 1 << 29
 F_VERSION_1 = 1 << 32
 F_RING_PACKED = 1 << 34
@@ -98,6 +99,7 @@ class VhostFrontEnd(FrontEndConnection):
         self.features = self.offered = 0
         self.log: DirtyLog | None = None
         self._wanted = features | (F_RING_PACKED if any(ring.is_packed for ring in self.rings) else 0)
+        self._wanted |= F_MQ if len(self.rings) > 2 else 0
         self.shared: int | None = None
         self._wanted_protocol = protocol_features
         self._slots: list[bytes] = []
