@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, cast
+from typing import TYPE_CHECKING, Any, cast
 
+from vdpa_net.closing import Closing
 from vdpa_net.errors import MissingTool
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _LOG_COUNTERS = {
 }
 
 
-class MetricsServer:
+class MetricsServer(Closing):
     """Answers GET /metrics on 127.0.0.1 until it is closed. Port 0 takes a free one; `url` says which.
 
     A scrape takes a snapshot of the device, which disturbs no worker. Raises MissingTool without
@@ -56,14 +56,6 @@ class MetricsServer:
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class _Collector:

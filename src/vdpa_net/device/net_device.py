@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from vdpa_net.backend import Backend
+from vdpa_net.closing import Closing
 from vdpa_net.device import snapshot
 from vdpa_net.device.access import AccessHook, AccessHooks, Place
 from vdpa_net.device.assembly import make_bars, make_config
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 _PLANE = "plane"
 
 
-class NetDevice:
+class NetDevice(Closing):
     """A virtio-net PCI function on a packet back end; with `vdpa` it has the LM registers. Thread-safe.
 
     The back end stays the caller's: `close` takes its carrier down and leaves it open. Raises OptionError for
@@ -325,14 +325,6 @@ class NetDevice:
             self.violations.refresh()
             self._plane.close()
             self._dma.unmap_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _window(self, index: int, offset: int, count: int) -> Window:
         """What answers a region's accesses.

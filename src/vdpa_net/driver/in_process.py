@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-from types import TracebackType
-from typing import Self
-
+from vdpa_net.closing import Closing
 from vdpa_net.device.net_device import NetDevice
 
 
-class InProcessHandle:
+class InProcessHandle(Closing):
     """DeviceHandle of a NetDevice. Kicks need no relay: the guest's eventfd becomes the queue's own."""
 
     def __init__(self, device: NetDevice) -> None:
@@ -60,11 +58,3 @@ class InProcessHandle:
         if not self._closed:
             self._closed = True
             self._device.detach_client()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -5,10 +5,9 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from vdpa_net import _native
+from vdpa_net.closing import Closing
 from vdpa_net.driver.vfio_kernel import Kernel, Syscalls, VfioDevice
 from vdpa_net.driver.vfio_sysfs import SYSFS, PciAddress, PciFunction
 from vdpa_net.errors import DmaError, PeerError, ProtocolError, VdpaNetError
@@ -16,7 +15,7 @@ from vdpa_net.wire.vfio import DmaMapFlag
 from vdpa_net.wire.vfio_user import IrqIndex, IrqInfoFlag
 
 
-class VfioHandle:
+class VfioHandle(Closing):
     """DeviceHandle of a PCI function that is bound to vfio-pci.
 
     Registers are read and written through the device's descriptor: unlike a mapped BAR it answers a device
@@ -139,11 +138,3 @@ class VfioHandle:
         self._device.close()
         # Only now: what the device could reach has to stay in place.
         self._space.unmap_all()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -6,10 +6,9 @@ from __future__ import annotations
 import os
 import select
 import threading
-from types import TracebackType
-from typing import Self
 
 from vdpa_net import _native
+from vdpa_net.closing import Closing
 from vdpa_net.errors import PeerError
 from vdpa_net.transport.fdsocket import close_fds
 from vdpa_net.transport.vfio_user.client import DEFAULT_TIMEOUT_S, IoEventfd, VfioUserClient
@@ -17,7 +16,7 @@ from vdpa_net.transport.vfio_user.client import DEFAULT_TIMEOUT_S, IoEventfd, Vf
 _DOORBELL_BYTES = 2
 
 
-class VfioUserHandle:
+class VfioUserHandle(Closing):
     """DeviceHandle of a vfio-user server.
 
     Kicks take the shortest way that the server offers: an eventfd for the doorbell, to which a native thread
@@ -103,14 +102,6 @@ class VfioUserHandle:
             close_fds(bell.fd for bell in bells)
         self._doorbells.clear()
         self._client.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class DoorbellWriter:

@@ -8,12 +8,11 @@ import errno
 import os
 import threading
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from vdpa_net.closing import Closing
 from vdpa_net.errors import LabError, StateError
 
 CLONE_NEWUSER = 0x10000000
@@ -58,7 +57,7 @@ def _unshare(flags: int) -> None:
         )
 
 
-class LabNetwork:
+class LabNetwork(Closing):
     """A bridge with an address, to which taps are attached. Made in the namespace of the calling thread."""
 
     def __init__(self, address: str = LAB_ADDRESS, bridge: str = "lab0", mac: str = LAB_MAC) -> None:
@@ -130,14 +129,6 @@ class LabNetwork:
     def close(self) -> None:
         """Give the netlink socket back; the interfaces stay until the namespace goes."""
         self._netlink.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _find(self, interface: str) -> int:
         found = self._netlink.link_lookup(ifname=interface)

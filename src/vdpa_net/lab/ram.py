@@ -6,11 +6,11 @@ from __future__ import annotations
 import mmap
 import os
 from pathlib import Path
-from types import TracebackType
-from typing import Self
+
+from vdpa_net.closing import Closing
 
 
-class GuestRam:
+class GuestRam(Closing):
     """`size_bytes` of RAM for one QEMU, zero at first.
 
     The q35 machine puts RAM below 2 GiB at guest physical address 0 in one piece, so an address is an offset;
@@ -45,11 +45,3 @@ class GuestRam:
             self.view.close()
             os.close(self.fd)
             self.fd = -1
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -16,9 +16,9 @@ import fcntl
 import os
 import platform
 from collections.abc import Iterable, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
+from vdpa_net.closing import Closing
 from vdpa_net.errors import StateError
 from vdpa_net.wire.layout import Field, Layout
 
@@ -69,7 +69,7 @@ _UFFDIO_REGISTER = _iowr(_UFFD_API, 0x00, _REGISTER.size)
 _PAGEMAP_SCAN = _iowr(ord("f"), 16, _SCAN.size)
 
 
-class WriteAudit:
+class WriteAudit(Closing):
     """Watches the pages behind DMA mappings for writes by this process.
 
     `mappings` are those of the device's DmaSpace; IOVA ranges in `exclude` (start, end) are left out, which
@@ -120,14 +120,6 @@ class WriteAudit:
             if fd >= 0:
                 os.close(fd)
                 setattr(self, name, -1)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _protect(self, address: int, size: int) -> None:
         request = bytearray(_REGISTER.pack(start=address, len=size, mode=_UFFDIO_REGISTER_MODE_WP))

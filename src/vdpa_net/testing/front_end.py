@@ -10,9 +10,8 @@ import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from vdpa_net.closing import Closing
 from vdpa_net.errors import PeerError, ProtocolError
 from vdpa_net.testing.dirty_log import DirtyLog
 from vdpa_net.testing.guest_memory import GuestMemory
@@ -74,7 +73,7 @@ class Manners:
     stop_order: tuple[int, ...] | None = None
 
 
-class VhostFrontEnd(FrontEndConnection):
+class VhostFrontEnd(FrontEndConnection, Closing):
     """A connection to a vhost-user back end, with guest memory and rings of the caller's.
 
     `where` is the path at which the back end listens, or a connected socket, which is taken over.
@@ -260,14 +259,6 @@ class VhostFrontEnd(FrontEndConnection):
             with contextlib.suppress(OSError):
                 os.close(fd)
         self.kick_fds, self.call_fds = [], []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _eventfd() -> int:

@@ -12,9 +12,8 @@ import os
 import select
 import time
 from collections.abc import Callable, Iterable, Sequence
-from types import TracebackType
-from typing import Self
 
+from vdpa_net.closing import Closing
 from vdpa_net.driver.handle import DeviceHandle
 from vdpa_net.errors import PeerError, StateError
 from vdpa_net.testing.guest_cpu import RX, TX, Wires
@@ -53,7 +52,7 @@ _CONFIG_VECTOR = 0
 _RARP = b"\x80\x35"
 
 
-class GuestDriver(GuestRegisters):
+class GuestDriver(GuestRegisters, Closing):
     """Drives one device. `start` brings it up; then frames travel by `queues`, or by a GuestCpu on `wires()`.
 
     The device reaches guest memory at IOVA = guest physical address.
@@ -218,14 +217,6 @@ class GuestDriver(GuestRegisters):
         for fd in self.call_fds:
             os.close(fd)
         self.call_fds = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     # --- packets --------------------------------------------------------------------------------
 

@@ -13,9 +13,8 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from threading import Lock
-from types import TracebackType
-from typing import Self
 
+from vdpa_net.closing import Closing
 from vdpa_net.errors import AccessError
 
 PAGE_BYTES = 4096
@@ -47,7 +46,7 @@ class Region:
         return self.gpa + self.size_bytes
 
 
-class GuestMemory:
+class GuestMemory(Closing):
     """Guest RAM of one or more regions in one memfd; `fd` may be handed to devices.
 
     >>> with GuestMemory([(0, 8192), (1 << 32, 4096)]) as memory:
@@ -159,14 +158,6 @@ class GuestMemory:
             view.release()
         self._map.close()
         os.close(self.fd)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _lay_out(regions: Sequence[tuple[int, int]]) -> tuple[Region, ...]:

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Self
 
 from vdpa_net.backend.loopback import Loopback
+from vdpa_net.closing import Closing
 from vdpa_net.device.net_device import NetDevice
 from vdpa_net.driver.in_process import InProcessHandle
 from vdpa_net.testing.dirty_log import DirtyLog
@@ -22,7 +21,7 @@ MAC = "52:54:00:00:00:01"
 _MEMORY = ((0, 1 << 20), (1 << 32, 4 << 20))
 
 
-class LoopbackGuest:
+class LoopbackGuest(Closing):
     """`device` and `handle` are replaced when the guest moves; memory, rings and frames under way stay.
 
     With `first_index` the rings have been in use before and start there; `start` restores that. What of the
@@ -96,11 +95,3 @@ class LoopbackGuest:
     def close(self) -> None:
         """End devices and memory."""
         self._stack.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

@@ -15,9 +15,8 @@ import json
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from types import TracebackType
-from typing import Self
 
+from vdpa_net.closing import Closing
 from vdpa_net.errors import PeerError, PeerGone, ProtocolError
 from vdpa_net.transport.fdsocket import FdSocket, Listener
 
@@ -26,7 +25,7 @@ MAX_ANSWER_BYTES = 1 << 30
 _PIECE_BYTES = 1 << 16
 
 
-class ControlServer:
+class ControlServer(Closing):
     """Offers methods on a Unix socket from construction until `close`; one thread per client.
 
     A method is called with the request's params as keywords, from several threads when there are several
@@ -61,14 +60,6 @@ class ControlServer:
             if thread is not threading.current_thread():
                 thread.join()
         self._listener.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _accept(self) -> None:
         while (sock := self._listener.accept()) is not None:
@@ -144,7 +135,7 @@ def _lines(sock: FdSocket, limit: int) -> Iterator[bytes | None]:
             too_long = True
 
 
-class ControlClient:
+class ControlClient(Closing):
     """Calls the methods of a ControlServer. Thread-safe: one call at a time."""
 
     def __init__(self, path: str | os.PathLike[str], *, timeout_s: float = 60.0) -> None:
@@ -177,14 +168,6 @@ class ControlClient:
         self._sock.shutdown()
         with self._lock:
             self._sock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _result(line: bytes | None, number: int) -> object:

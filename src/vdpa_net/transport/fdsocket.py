@@ -17,9 +17,8 @@ import stat
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from vdpa_net.closing import Closing
 from vdpa_net.errors import OptionError, PeerGone, ProtocolError, StateError
 
 MAX_FDS_PER_MESSAGE = 253
@@ -37,7 +36,7 @@ def close_fds(fds: Iterable[int]) -> None:
             os.close(fd)
 
 
-class FdSocket:
+class FdSocket(Closing):
     """A connected, blocking Unix stream socket. Owned: `close` closes it.
 
     One thread reads and one (the same or another) writes; `shutdown` may be called by any thread and ends
@@ -151,14 +150,6 @@ class FdSocket:
     def close(self) -> None:
         """Close the socket. Idempotent."""
         self._sock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class Listener:

@@ -12,9 +12,8 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
+from vdpa_net.closing import Closing
 from vdpa_net.errors import LabError
 from vdpa_net.migration.verdict import Line, Outcome
 
@@ -40,7 +39,7 @@ class Announcement:
     seen_ns: int
 
 
-class AnnouncementWatch:
+class AnnouncementWatch(Closing):
     """Notes the announcements that come in through these interfaces; a socket each, one thread.
 
     The sockets see frames before a bridge takes them (one of a single protocol would not), and filter in the
@@ -100,14 +99,6 @@ class AnnouncementWatch:
         if kind is not None:
             with self._lock:
                 self._seen.append(Announcement(interface, kind, frame[6:12].hex(":"), now_ns))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def announcement_line(seen: Iterable[Announcement], interface: str, stopped_ns: int) -> Line:

@@ -15,9 +15,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from types import TracebackType
-from typing import Self
 
+from vdpa_net.closing import Closing
 from vdpa_net.errors import LabError, StateError
 from vdpa_net.lab.traffic.agent import AgentClient
 from vdpa_net.lab.traffic.flows import Flow, FlowEngine, TrafficOptions
@@ -44,7 +43,7 @@ from vdpa_net.lab.traffic.stream import TcpStream
 SETTLE_SECONDS = 0.5
 
 
-class TrafficEndpoint:
+class TrafficEndpoint(Closing):
     """Sends to the guest, receives from it, and asks its agent what arrived there.
 
     `local` and `agent` are addresses with the port that the other ports lie behind (`traffic.format`).
@@ -246,11 +245,3 @@ class TrafficEndpoint:
         self.abandon()
         self._engine.close()
         self._agent.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

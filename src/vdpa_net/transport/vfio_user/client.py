@@ -8,9 +8,8 @@ import os
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Self
 
+from vdpa_net.closing import Closing
 from vdpa_net.errors import PeerError, PeerGone, ProtocolError
 from vdpa_net.transport.fdsocket import FdSocket, close_fds
 from vdpa_net.transport.vfio_user.decode import decode_capabilities
@@ -37,7 +36,7 @@ class IoEventfd:
     datamatch: int | None
 
 
-class VfioUserClient:
+class VfioUserClient(Closing):
     """A connection to a vfio-user server; the version is negotiated on construction.
 
     Thread-safe: one request at a time. Raises PeerError with the server's errno when it refuses a request,
@@ -68,14 +67,6 @@ class VfioUserClient:
         self._sock.shutdown()
         with self._lock:
             self._sock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _negotiate(self) -> None:
         proposal = encode_version(wire.VERSION_MAJOR, wire.VERSION_MINOR, CAPABILITIES)

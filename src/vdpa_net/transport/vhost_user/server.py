@@ -15,9 +15,8 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from vdpa_net.closing import Closing
 from vdpa_net.errors import FramingError, PeerGone, ProtocolError, VdpaNetError
 from vdpa_net.transport.fdsocket import FdSocket, Listener, close_fds
 from vdpa_net.transport.vhost_user.dispatch import Backend, Values, handle
@@ -32,7 +31,7 @@ _LEAST_PAUSE_S = 0.1
 _MOST_PAUSE_S = 1.0
 
 
-class VhostUserPeer(ABC):
+class VhostUserPeer(ABC, Closing):
     """Serves a back end from `start` until `close`.
 
     One front end is served at a time. When it leaves, however it does, `backend.disconnected()` runs before
@@ -78,14 +77,6 @@ class VhostUserPeer(ABC):
         self._stop_waiting()
         if threading.current_thread() is not self._thread:
             self._thread.join()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _serve(self) -> None:
         while (sock := self._next_connection()) is not None:
