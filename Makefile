@@ -37,7 +37,7 @@ demo: build
 	@$(STEP) 'log-test: the verdict without virtual machines' $(BIN)/vdpa-net log-test
 	@scripts/setup lab
 	@$(STEP) 'lab image (built once, kept in the cache)' $(BIN)/vdpa-net lab build
-	@$(STEP) 'migrate: a guest under traffic' $(BIN)/vdpa-net migrate
+	@$(STEP) 'migrate: a guest under traffic' $(BIN)/vdpa-net migrate --report build/demo-report
 
 test: build test-tools lab-image wheel
 	@$(STEP) 'cargo test' cargo test --workspace --exclude vdpa-net-python

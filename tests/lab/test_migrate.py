@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`vdpa-net migrate` as a user runs it: real QEMU, a stock Linux guest, real taps."""
+"""`vdpa-net migrate` as a user runs it: real QEMU, a stock Linux guest, real taps.
+
+Few machines are booted here, each for several claims at once; the matrices are in `exhaustive` tests.
+"""
 
 from __future__ import annotations
 
@@ -12,26 +15,29 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as Xml
 
 import pytest
 
 from vdpa_net.lab.console import LineReader
+from vdpa_net.lab.migrate.options import CANCEL_PHASES
 
-pytestmark = [pytest.mark.vm, pytest.mark.timeout(600)]
-
-RUN_SECONDS = 400
-PHASE_SECONDS = 120
+RUN_SECONDS = 900
+PHASE_SECONDS = 180
 END_SECONDS = 60
+SETUPS = (("in-process", "image"), ("vfio-user", "image"), ("in-process", "host"))
+
+pytestmark = [pytest.mark.vm, pytest.mark.timeout(RUN_SECONDS + 100)]
 
 
-def migrate(directory: Path, *arguments: str) -> tuple[int, dict[str, Any], str]:
+def migrate(directory: Path, *arguments: str, seconds: int = RUN_SECONDS) -> tuple[int, dict[str, Any], str]:
     """Exit code, the JSON verdict and what was printed."""
     result = directory / "verdict.json"
     done = subprocess.run(
         [sys.executable, "-m", "vdpa_net", "migrate", "--json", str(result), *arguments],
         capture_output=True,
         text=True,
-        timeout=RUN_SECONDS,
+        timeout=seconds,
         check=False,
     )
     printed = done.stdout + done.stderr
@@ -43,25 +49,83 @@ def failed(verdict: dict[str, Any]) -> set[str]:
     return {line["name"].partition(": ")[2] for line in verdict["lines"] if line["outcome"] == "FAIL"}
 
 
-@pytest.mark.parametrize(
-    ("transport", "qemu"), [("in-process", "image"), ("vfio-user", "image"), ("in-process", "host")]
-)
-def test_ten_rounds_back_and_forth_lose_nothing(tmp_path: Path, transport: str, qemu: str) -> None:
-    code, verdict, printed = migrate(tmp_path, "--rounds", "10", "--transport", transport, "--qemu", qemu)
+def lines_of(verdict: dict[str, Any], number: int) -> set[str]:
+    prefix = f"round {number}: "
+    return {line["name"].removeprefix(prefix) for line in verdict["lines"] if line["name"].startswith(prefix)}
+
+
+def assert_sound(code: int, verdict: dict[str, Any], printed: str, rounds: int) -> None:
+    """Every line holds, and none that a round must have is missing."""
     assert code == 0, printed
     assert verdict["verdict"] == "PASS"
-    assert printed.rstrip().endswith("verdict: PASS")
-    names = [line["name"] for line in verdict["lines"]]
-    for number in range(1, 11):
-        compared = f"round {number}: guest RAM" in names
-        assert compared == (number % 2 == 1)
-        for name in ("load", "ring state vq0", "ring state vq1", "dirty audit", "violations"):
-            assert f"round {number}: {name}" in names
+    assert printed.rstrip().endswith("verdict: PASS") or "evidence:" in printed.splitlines()[-1]
+    every = {"load", "ring state vq0", "ring state vq1", "dirty audit", "violations", "announcement"}
+    every |= {"traffic to the guest", "traffic to the bridge", "TCP stream"}
+    for number in range(1, rounds + 1):
+        names = lines_of(verdict, number)
+        assert every <= names
+        assert ("guest RAM" in names) == (number % 2 == 1)
     timed = [item for item in verdict["context"]["rounds"] if not item["compares_ram"]]
     assert all(item["gap_ms"] > 0 for item in timed)
 
 
-@pytest.mark.parametrize("qemu", ["image", "host"])
+def test_three_rounds_back_and_forth_lose_nothing_and_are_reported(tmp_path: Path) -> None:
+    report, junit = tmp_path / "report", tmp_path / "junit.xml"
+    words = ("--rounds", "3", "--qemu", "image", "--report", str(report), "--junit", str(junit))
+    code, verdict, printed = migrate(tmp_path, *words)
+    assert_sound(code, verdict, printed, 3)
+    page = (report / "index.html").read_text()
+    assert page.count("data:image/png;base64,") == 6
+    assert all(command in page for command in ("qemu-A-1", "virtio-net-pci", "--vhost-socket"))
+    cases = Xml.fromstring(junit.read_bytes()).iter("testcase")
+    assert {str(case.get("name")) for case in cases} == {line["name"] for line in verdict["lines"]}
+
+
+def test_guest_may_reboot_rebind_and_reset_its_nic_in_pre_copy_over_vfio_user(tmp_path: Path) -> None:
+    words = ("--disturb", "reboot", "--disturb", "rebind", "--disturb", "reset")
+    code, verdict, printed = migrate(
+        tmp_path, "--rounds", "1", "--qemu", "image", "--transport", "vfio-user", *words
+    )
+    assert_sound(code, verdict, printed, 1)
+
+
+def test_cancelled_migration_leaves_a_source_that_migrates_after_all_with_the_hosts_qemu(
+    tmp_path: Path,
+) -> None:
+    words = ("--rounds", "1", "--qemu", "host", "--cancel-at", "switch-over")
+    code, verdict, printed = migrate(tmp_path, *words)
+    assert_sound(code, verdict, printed, 1)
+    names = lines_of(verdict, 1)
+    assert {"cancel at switch-over", "cancelled: traffic to the guest", "cancelled: TCP stream"} <= names
+
+
+@pytest.mark.exhaustive
+@pytest.mark.timeout(4000)
+@pytest.mark.parametrize(("transport", "qemu"), SETUPS)
+def test_twenty_rounds_back_and_forth_lose_nothing(tmp_path: Path, transport: str, qemu: str) -> None:
+    words = ("--rounds", "20", "--transport", transport, "--qemu", qemu)
+    code, verdict, printed = migrate(tmp_path, *words, seconds=3600)
+    assert_sound(code, verdict, printed, 20)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("phase", CANCEL_PHASES)
+@pytest.mark.parametrize(("transport", "qemu"), SETUPS)
+def test_cancel_in_every_phase(tmp_path: Path, transport: str, qemu: str, phase: str) -> None:
+    words = ("--rounds", "1", "--transport", transport, "--qemu", qemu, "--cancel-at", phase)
+    code, verdict, printed = migrate(tmp_path, *words)
+    assert_sound(code, verdict, printed, 1)
+    assert f"cancel at {phase}" in lines_of(verdict, 1)
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("profile", ["ifcvf", "ifcvf-linux"])
+def test_other_layouts_of_the_registers(tmp_path: Path, profile: str) -> None:
+    code, verdict, printed = migrate(tmp_path, "--rounds", "2", "--qemu", "image", "--profile", profile)
+    assert_sound(code, verdict, printed, 2)
+
+
+@pytest.mark.parametrize("qemu", ["image", pytest.param("host", marks=pytest.mark.exhaustive)])
 def test_marks_that_are_dropped_fail_the_dirty_audit(tmp_path: Path, qemu: str) -> None:
     code, verdict, printed = migrate(
         tmp_path, "--rounds", "1", "--qemu", qemu, "--fault", "drop-dirty-mark=0.5"
@@ -82,6 +146,29 @@ def test_a_wrong_ring_state_fails_that_queue(tmp_path: Path) -> None:
     assert "dirty audit" not in failed(verdict)
     (line,) = (line for line in verdict["lines"] if line["name"].endswith("ring state vq0"))
     assert any("LM_RING_STATE after the stop" in detail for detail in line["detail"])
+
+
+@pytest.mark.exhaustive
+def test_device_that_announces_nothing_fails_that_line_alone(tmp_path: Path) -> None:
+    code, verdict, printed = migrate(tmp_path, "--rounds", "1", "--qemu", "image", "--fault", "no-announce")
+    assert code == 1, printed
+    assert failed(verdict) == {"announcement"}
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        "pre-copy",
+        *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("first-pass", "switch-over")),
+    ],
+)
+def test_killed_qemu_leaves_a_device_that_the_next_machine_can_use(phase: str) -> None:
+    script = Path(__file__).parent / "kill_source.py"
+    done = subprocess.run(
+        [sys.executable, str(script), phase], capture_output=True, text=True, timeout=RUN_SECONDS, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.rstrip().endswith("the next machine's traffic is whole")
 
 
 class Running:
@@ -133,8 +220,16 @@ def _is_readable(fd: int) -> bool:
     return bool(select.select([fd], [], [], END_SECONDS)[0])
 
 
-@pytest.mark.parametrize("phase", ["booting the guest", "pre-copy"])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize(
+    ("phase", "number"),
+    [
+        ("booting the guest", signal.SIGINT),
+        ("pre-copy", signal.SIGTERM),
+        ("pre-copy", signal.SIGKILL),
+        pytest.param("booting the guest", signal.SIGKILL, marks=pytest.mark.exhaustive),
+        pytest.param("pre-copy", signal.SIGINT, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_an_interrupted_migration_leaves_no_process(
     tmp_path: Path, phase: str, number: signal.Signals
 ) -> None:
