@@ -24,6 +24,7 @@ from vdpa_net.wire.lm import PROFILES
         ("device_cfg.status", 3, "LINK_UP|ANNOUNCE"),
         ("isr.isr_status", 0, "none"),
         ("lm.LM_LOGGING_CTRL", 3, "on"),
+        ("lm.LM_LOGGING_CTRL", 7, "neither on nor off"),
         ("lm.LM_RING_STATE[7]", 0x00050007, "last_avail_idx=7 used_idx=5"),
         ("common_cfg.queue_size", 256, ""),
     ],

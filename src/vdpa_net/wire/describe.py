@@ -54,7 +54,8 @@ def _ring_state(value: int) -> str:
 
 
 def _on_off(value: int) -> str:
-    return "on" if value else "off"
+    # 3 is on in the IFC layouts (wire/lm.py).
+    return {0: "off", 1: "on", 3: "on"}.get(value, "neither on nor off")
 
 
 _COMMAND: Final = {
