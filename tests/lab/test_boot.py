@@ -4,8 +4,11 @@
 from __future__ import annotations
 
 import json
+import os
+import pty
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -80,3 +83,26 @@ def test_dpdk_in_the_guest_returns_every_frame_with_its_content(tmp_path: Path, 
 
 def test_uefi_asks_for_an_address_and_takes_it(tmp_path: Path) -> None:
     assert set(boot(tmp_path, "--guest", "uefi")["steps"]) == {"DHCPDISCOVER", "DHCPREQUEST"}
+
+
+@pytest.mark.exhaustive
+def test_shell_gives_the_guests_console_until_it_is_left(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "vdpa_net", "lab", "boot", "--shell", "--logs", str(tmp_path)]
+    ours, theirs = pty.openpty()
+    before = termios.tcgetattr(theirs)
+    with subprocess.Popen(words, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE) as process:
+        read_until(ours, b"~ # ")
+        os.write(ours, b"echo $((40 + 2)) is the answer\n")
+        read_until(ours, b"42 is the answer")
+        os.write(ours, b"\x1d")
+        assert process.wait(60) == 0
+    assert termios.tcgetattr(theirs) == before, "the terminal is as it was"
+    for fd in (ours, theirs):
+        os.close(fd)
+
+
+def read_until(fd: int, wanted: bytes) -> None:
+    """Read a terminal; the test's time limit is the deadline."""
+    seen = b""
+    while wanted not in seen:
+        seen += os.read(fd, 4096)

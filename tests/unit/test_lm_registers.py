@@ -107,6 +107,15 @@ def test_other_values_of_ctrl_are_refused_and_stop_nothing(rig: FakeRig, value: 
     assert rig.kinds() == ["bad_logging_ctrl"]
 
 
+def test_switch_of_the_log_is_complete_before_it_is_answered(rig: FakeRig) -> None:
+    """Marks under way may go to the log before until the barrier, and not after the answer."""
+    set_range(rig)
+    rig.write(CTRL, 4, 1)
+    rig.space.calls.clear()
+    rig.write(CTRL, 4, 1)
+    assert rig.space.calls == ["start_log", "barrier"]
+
+
 def test_stop_of_the_log_is_complete_before_it_is_answered(rig: FakeRig) -> None:
     set_range(rig)
     rig.write(CTRL, 4, 1)

@@ -211,3 +211,47 @@ def test_gaps_between_windows_of_a_bar_read_zero_and_record_writes() -> None:
     bar.write(0x14, bytes(8))
     assert bar.read(0x18, 8) == bytes(4) + block[4:]
     assert [(entry.where, entry.what) for entry in violations.entries] == [("bar0", "no_register")]
+
+
+def expected_writable(rig: FakeRig) -> dict[int, int]:
+    """Bits that PCI and virtio let a driver write, by offset of their doubleword."""
+    places = {CAPABILITY_IDS[kind]: at for at, kind in capabilities(rig) if kind != 9}
+    window = virtio_capability(rig, 5)
+    return {
+        0x04: 0x0547,
+        0x0C: 0xFF,
+        0x14: 0xFFFFF000,
+        0x20: 0xFFFF8000,
+        0x24: 0xFFFFFFFF,
+        0x3C: 0xFF,
+        places["pcie"] + 0x08: 0x7FFF,
+        places["pcie"] + 0x10: 0x00C3,
+        places["msix"] + 0x00: 0xC000 << 16,
+        window + 0x04: 0xFF,
+        window + 0x08: 0xFFFFFFFF,
+        window + 0x0C: 0xFFFFFFFF,
+        0x104: 0x801F << 16,
+    }
+
+
+def test_exactly_the_writable_bits_of_4096_bytes_change() -> None:
+    rig = FakeRig(ats=True)
+    expected = expected_writable(rig)
+    data = virtio_capability(rig, 5) + 0x10
+    flr = next(at for at, kind in capabilities(rig) if kind == 0x10) + 8
+    changed = {}
+    for offset in range(0, 4096, 4):
+        if offset == data:
+            continue  # it leads into the BARs
+        before = config(rig, offset, 4)
+        # All ones but for the bit that resets the function.
+        put(rig, offset, 4, 0xFFFFFFFF if offset != flr else 0xFFFF7FFF)
+        ones = config(rig, offset, 4)
+        put(rig, offset, 4, 0)
+        zeros = config(rig, offset, 4)
+        put(rig, offset, 4, before)
+        if ones != zeros:
+            changed[offset] = ones ^ zeros
+        assert ones & ~expected.get(offset, 0) == before & ~expected.get(offset, 0), f"{offset:#x}"
+    assert changed == expected
+    rig.close()
