@@ -16,7 +16,7 @@ from conftest import require
 from vdpa_net.errors import LabError, StateError
 from vdpa_net.lab import guest
 from vdpa_net.lab.traffic.endpoint import TrafficEndpoint
-from vdpa_net.lab.traffic.flows import TrafficOptions
+from vdpa_net.lab.traffic.flows import TRICKLE, WINDOW, Flow, TrafficOptions
 from vdpa_net.lab.traffic.format import FLOW_PORT_OFFSET, Kind, StreamPhase, pack_datagram
 from vdpa_net.lab.traffic.judge import traffic_lines
 from vdpa_net.migration.verdict import Outcome
@@ -85,6 +85,17 @@ def test_agent_names_what_is_lost_doubled_and_late(port: int) -> None:
     assert not {1000, 1001, 1002} & set(report.lost)
     assert report.duplicated == {1002: 1}
     assert report.overtaken == {1001: 1002}
+
+
+def test_flow_trickles_while_the_guest_is_behind() -> None:
+    flow = Flow.__new__(Flow)
+    flow.reset(1, (80, 80))
+    flow.sent_ns.extend(range(WINDOW))
+    assert flow.may_send(WINDOW)
+    flow.sent_ns.append(0)
+    assert [flow.may_send(WINDOW) for _ in range(2 * TRICKLE)].count(True) == 2
+    flow.acknowledged = 1
+    assert flow.may_send(WINDOW)
 
 
 @pytest.mark.usefixtures("agent")

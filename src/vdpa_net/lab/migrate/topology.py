@@ -28,7 +28,7 @@ from vdpa_net.migration.faults import parse_fault
 GUEST_MAC = "56:4a:b7:4f:4d:a9"
 SIDE_NAMES = ("A", "B")
 BOOT_SECONDS = 120
-TAP_QUEUE_FRAMES = 16384
+TAP_QUEUE_FRAMES = 4096
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,12 @@ from vdpa_net.lab.traffic.reception import Reception
 from vdpa_net.lab.traffic.sockets import drain, open_udp
 
 MAX_BURST = 64
+WINDOW = 1024
+"""Packets, all flows together, that may be on their way before the pace drops: a guest that is slower than
+what is sent (on a busy host, under emulation) would lose them in its own sockets."""
+
+TRICKLE = 20
+"""Then one of so many is sent, so that a guest that comes back is noticed."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,15 @@ class Flow:
         self.sent_ns = array("q")
         self.reception = Reception()
         self.echo: tuple[int, int] | None = None
+        self.acknowledged = 0
+        self.held_back = 0
+
+    def may_send(self, window: int) -> bool:
+        """Whether the guest keeps up, or it is time for one of the trickle."""
+        if len(self.sent_ns) - self.acknowledged <= window:
+            return True
+        self.held_back += 1
+        return self.held_back % TRICKLE == 0
 
 
 class FlowEngine:
@@ -170,7 +185,8 @@ class FlowEngine:
             # After a pause of this thread only the latest packets are made up for.
             due_ns = max(due_ns or now_ns, now_ns - MAX_BURST * interval_ns)
             while due_ns <= now_ns:
-                self._send(self.flows[turn])
+                if self.flows[turn].may_send(WINDOW // len(self.flows)):
+                    self._send(self.flows[turn])
                 turn = (turn + 1) % len(self.flows)
                 due_ns += interval_ns
 
@@ -211,6 +227,7 @@ class FlowEngine:
         self.last_arrival_ns = max(self.last_arrival_ns, arrival_ns)
         if echo["sequence"] < len(flow.sent_ns):
             sent_ns = flow.sent_ns[echo["sequence"]]
+            flow.acknowledged = max(flow.acknowledged, echo["sequence"] + 1)
             self.round_trips.append((sent_ns, max(0, arrival_ns - sent_ns - echo["age_ns"])))
 
     def _wake(self, word: bytes = b"w") -> None:
