@@ -15,6 +15,7 @@ VIEW_NS = 1_500_000_000
 """How much is shown before the stop and behind the guest's return."""
 
 FLOOR_MS = 0.05
+MAX_BARS = 80
 Round = Mapping[str, Any]
 
 
@@ -140,29 +141,23 @@ def _dirty(pyplot: Any, item: Round) -> Any:
     _bars(below, series, zero)
     for axes in (above, below):
         axes.axvline((item["timeline"]["stop_request_ns"] - zero) / 1e9, color=RED, linewidth=1.2)
-        axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        axes.legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(0.9, 1.14), ncols=2)
     below.set_xlabel("s since the migration began; red: the source's device stops")
-    below.set_ylabel("pages per interval")
     above.set_title(f"Round {item['round']}: dirty pages", loc="left", pad=14)
     return figure
 
 
 def _bars(axes: Any, series: Sequence[Mapping[str, int]], zero: int) -> None:
-    ends = [(entry["end_ns"] - zero) / 1e9 for entry in series]
-    starts = [0.0, *ends[:-1]]
-    widths = [end - start for start, end in zip(starts, ends, strict=True)]
-    written = [entry["written"] for entry in series]
-    over = [max(0, entry["marked"] - entry["written"]) for entry in series]
-    axes.bar(
-        starts, written, widths, align="edge", color=GREEN, edgecolor="white", label="written by the device"
-    )
-    axes.bar(
-        starts,
-        over,
-        widths,
-        bottom=written,
-        align="edge",
-        color=AMBER,
-        edgecolor="white",
-        label="marked beyond that",
-    )
+    """The audit's intervals, as they lie or, where there are many, gathered into bars of equal width."""
+    last_s = (series[-1]["end_ns"] - zero) / 1e9
+    width = max(last_s / MAX_BARS, 1e-3)
+    written, over = [0] * (MAX_BARS + 1), [0] * (MAX_BARS + 1)
+    for entry in series:
+        bar = min(MAX_BARS, max(0, int((entry["end_ns"] - zero) / 1e9 / width)))
+        written[bar] += entry["written"]
+        over[bar] += max(0, entry["marked"] - entry["written"])
+    starts = [bar * width for bar in range(MAX_BARS + 1)]
+    style = {"align": "edge", "linewidth": 0}
+    axes.bar(starts, written, width * 0.9, color=GREEN, label="written by the device", **style)
+    axes.bar(starts, over, width * 0.9, bottom=written, color=AMBER, label="marked beyond that", **style)
+    axes.set_ylabel(f"pages per {width * 1000:.0f} ms")
