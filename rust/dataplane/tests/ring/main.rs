@@ -7,6 +7,7 @@ mod marks;
 mod model;
 mod oracle;
 mod packed_driver;
+mod race;
 mod restore;
 mod split_driver;
 mod support;
