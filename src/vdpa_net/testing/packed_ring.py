@@ -10,8 +10,9 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from vdpa_net.testing.guest_memory import PAGE_BYTES, GuestMemory, full_barrier
+from vdpa_net.testing.guest_memory import PAGE_BYTES, full_barrier
 from vdpa_net.testing.ring import (
+    DESC_BYTES,
     DESC_F_INDIRECT,
     DESC_F_NEXT,
     DESC_F_WRITE,
@@ -27,7 +28,6 @@ EVENT_ENABLE, EVENT_DISABLE, EVENT_DESC = 0, 1, 2
 WRAP = 1 << 15
 
 _DESC = struct.Struct("<QIHH")
-_DESC_BYTES = 16
 _FLAGS = 14
 _EVENT_BYTES = 4
 
@@ -41,28 +41,14 @@ class PackedRing(DriverRing):
 
     is_packed = True
 
-    def __init__(
-        self,
-        memory: GuestMemory,
-        size: int,
-        desc: int,
-        driver: int,
-        device: int,
-        *,
-        indirect: int,
-        event_idx: bool = True,
-        first_index: int = 0,
-    ) -> None:
-        super().__init__(memory, size, desc, driver, device, indirect=indirect, event_idx=event_idx)
-        self._start(first_index)
-        if first_index:
-            self._fill_laps(first_index)
-        self.arm()
+    @staticmethod
+    def area_bytes(size: int) -> tuple[int, int]:  # noqa: ARG004
+        """Size of either event suppression structure (2.8.10.1)."""
+        return _EVENT_BYTES, _EVENT_BYTES
 
-    def _start(self, passed: int) -> None:
-        self._avail = self._last_used = passed
+    def _start(self, first_index: int) -> None:
+        self._avail = self._last_used = self._published = first_index
         """Descriptors that have passed since the ring was new; offsets and wrap counters derive from them."""
-        self._published = passed
         self._free_slots = self.size
         self._free_ids = list(range(self.size))
         self._unpublished: list[tuple[int, int]] = []
@@ -70,26 +56,12 @@ class PackedRing(DriverRing):
         self._avail_index: dict[int, int] = {}
         self._order: list[int] = []
 
-    @classmethod
-    def allocate(
-        cls, memory: GuestMemory, size: int, *, event_idx: bool = True, first_index: int = 0, region: int = 0
-    ) -> PackedRing:
-        """A ring in unused guest memory, each area on pages of its own."""
-        desc = memory.allocate(_DESC_BYTES * size, region=region)
-        driver = memory.allocate(_EVENT_BYTES, region=region)
-        indirect = memory.allocate(_DESC_BYTES * INDIRECT_SEGMENTS_MAX * size, region=region)
-        device = memory.allocate(_EVENT_BYTES, region=region)
-        memory.allocate(0, region=region)
-        return cls(
-            memory,
-            size,
-            desc,
-            driver,
-            device,
-            indirect=indirect,
-            event_idx=event_idx,
-            first_index=first_index,
-        )
+    def _leave_as_used(self, first_index: int) -> None:
+        # Every descriptor was used, each with the wrap counter of its lap.
+        for offset in range(self.size):
+            lap_wrap = self._wrap(first_index) == (offset < self._offset(first_index))
+            flags = (DESC_F_AVAIL | DESC_F_USED) if lap_wrap else 0
+            self.memory.store_u16(self.desc + DESC_BYTES * offset + _FLAGS, flags)
 
     # --- places ---------------------------------------------------------------------------------
 
@@ -104,7 +76,7 @@ class PackedRing(DriverRing):
         return self._offset(passed) | (WRAP if self._wrap(passed) else 0)
 
     def _place(self, passed: int) -> int:
-        return self.desc + _DESC_BYTES * self._offset(passed)
+        return self.desc + DESC_BYTES * self._offset(passed)
 
     def _is_used(self, passed: int) -> bool:
         flags = self.memory.load_u16(self._place(passed) + _FLAGS)
@@ -115,7 +87,7 @@ class PackedRing(DriverRing):
         """How many descriptors the device has passed, and in how many elements, as memory says."""
         passed, elements = self._last_used, 0
         while passed < self._published and self._is_used(passed):
-            head = _DESC.unpack(self.memory.read(self._place(passed), _DESC_BYTES))[2]
+            head = _DESC.unpack(self.memory.read(self._place(passed), DESC_BYTES))[2]
             passed += self._slots.get(head, 1)
             elements += 1
         return passed, elements
@@ -152,11 +124,11 @@ class PackedRing(DriverRing):
 
     def device_pages(self) -> range:
         """Guest pages of the descriptor ring; `event_page` is not among them."""
-        return range(self.desc // PAGE_BYTES, (self.desc + _DESC_BYTES * self.size - 1) // PAGE_BYTES + 1)
+        return range(self.desc // PAGE_BYTES, (self.desc + DESC_BYTES * self.size - 1) // PAGE_BYTES + 1)
 
     def pages_of(self, used: Used) -> set[int]:
         """The page of its used descriptor."""
-        return {(self.desc + _DESC_BYTES * (used.used_index & ~WRAP)) // PAGE_BYTES}
+        return {(self.desc + DESC_BYTES * (used.used_index & ~WRAP)) // PAGE_BYTES}
 
     def event_page(self) -> int:
         """The page of the device event suppression structure."""
@@ -169,14 +141,14 @@ class PackedRing(DriverRing):
         needed = self._check_room(segments, indirect=indirect)
         buffer_id = self._free_ids.pop(0)
         if indirect:
-            table = self._indirect + _DESC_BYTES * INDIRECT_SEGMENTS_MAX * buffer_id
+            table = self._indirect + DESC_BYTES * INDIRECT_SEGMENTS_MAX * buffer_id
             for place, segment in enumerate(segments):
                 flags = DESC_F_WRITE if segment.writable else 0
                 self.memory.write(
-                    table + _DESC_BYTES * place, _DESC.pack(segment.gpa, segment.length, 0, flags)
+                    table + DESC_BYTES * place, _DESC.pack(segment.gpa, segment.length, 0, flags)
                 )
             self._write(
-                self._avail, table, _DESC_BYTES * len(segments), buffer_id, DESC_F_INDIRECT, first=True
+                self._avail, table, DESC_BYTES * len(segments), buffer_id, DESC_F_INDIRECT, first=True
             )
         else:
             for place, segment in enumerate(segments):
@@ -226,7 +198,7 @@ class PackedRing(DriverRing):
         taken: list[Used] = []
         while self._last_used < self._published and self._is_used(self._last_used):
             _, written, buffer_id, _ = _DESC.unpack(
-                self.memory.read(self._place(self._last_used), _DESC_BYTES)
+                self.memory.read(self._place(self._last_used), DESC_BYTES)
             )
             known = self._avail_index.pop(buffer_id, None)
             element = Used(self.last_used_idx, buffer_id, written, known)
@@ -254,16 +226,9 @@ class PackedRing(DriverRing):
     def reset(self) -> None:
         """Forget everything, and zero the ring and both event suppression structures."""
         self._start(0)
-        self.memory.write(self.desc, bytes(_DESC_BYTES * self.size))
+        self.memory.write(self.desc, bytes(DESC_BYTES * self.size))
         self.memory.write(self.device, bytes(_EVENT_BYTES))
         self.arm()
-
-    def _fill_laps(self, passed: int) -> None:
-        """The flags that the laps before have left: all used, each with the wrap counter of its lap."""
-        for offset in range(self.size):
-            lap_wrap = self._wrap(passed) == (offset < self._offset(passed))
-            flags = (DESC_F_AVAIL | DESC_F_USED) if lap_wrap else 0
-            self.memory.store_u16(self.desc + _DESC_BYTES * offset + _FLAGS, flags)
 
     # --- what a driver must not do --------------------------------------------------------------
 
@@ -273,7 +238,7 @@ class PackedRing(DriverRing):
 
     def poke_desc(self, offset: int, gpa: int, length: int, buffer_id: int, flags: int) -> None:
         """Store one descriptor as given; its flags last."""
-        place = self.desc + _DESC_BYTES * offset
+        place = self.desc + DESC_BYTES * offset
         self.memory.write(place, _DESC.pack(gpa, length, buffer_id, flags)[:_FLAGS])
         full_barrier()
         self.memory.store_u16(place + _FLAGS, flags)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from vdpa_net.errors import StateError
 from vdpa_net.testing.guest_memory import GuestMemory
@@ -18,6 +18,8 @@ from vdpa_net.testing.guest_memory import GuestMemory
 DESC_F_NEXT = 1
 DESC_F_WRITE = 2
 DESC_F_INDIRECT = 4
+
+DESC_BYTES = 16
 
 INDIRECT_SEGMENTS_MAX = 8
 """Segments that an indirect table of these drivers holds."""
@@ -61,14 +63,55 @@ class DriverRing(ABC):
         device: int,
         *,
         indirect: int,
-        event_idx: bool,
+        event_idx: bool = True,
+        first_index: int = 0,
     ) -> None:
+        """`first_index` entries have passed through the ring before."""
         self.memory = memory
         self.size = size
         self.desc, self.driver, self.device = desc, driver, device
         self.event_idx = event_idx
         self.unexpected: list[Used] = []
         self._indirect = indirect
+        self._start(first_index)
+        if first_index:
+            self._leave_as_used(first_index)
+        self.arm()
+
+    @classmethod
+    def allocate(
+        cls, memory: GuestMemory, size: int, *, event_idx: bool = True, first_index: int = 0, region: int = 0
+    ) -> Self:
+        """A ring in unused guest memory, each area on pages of its own."""
+        driver_bytes, device_bytes = cls.area_bytes(size)
+        desc = memory.allocate(DESC_BYTES * size, region=region)
+        driver = memory.allocate(driver_bytes, region=region)
+        indirect = memory.allocate(DESC_BYTES * INDIRECT_SEGMENTS_MAX * size, region=region)
+        device = memory.allocate(device_bytes, region=region)
+        memory.allocate(0, region=region)
+        return cls(
+            memory,
+            size,
+            desc,
+            driver,
+            device,
+            indirect=indirect,
+            event_idx=event_idx,
+            first_index=first_index,
+        )
+
+    @staticmethod
+    @abstractmethod
+    def area_bytes(size: int) -> tuple[int, int]:
+        """Sizes of the driver and of the device area."""
+
+    @abstractmethod
+    def _start(self, first_index: int) -> None:
+        """Forget every buffer, and stand here."""
+
+    @abstractmethod
+    def _leave_as_used(self, first_index: int) -> None:
+        """Write to memory what a ring holds through which so many entries have passed."""
 
     def move_to(self, memory: GuestMemory) -> None:
         """Go on in other memory that holds the same bytes: the guest has migrated."""

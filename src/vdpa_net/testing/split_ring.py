@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 
-from vdpa_net.testing.guest_memory import PAGE_BYTES, GuestMemory, full_barrier
+from vdpa_net.testing.guest_memory import PAGE_BYTES, full_barrier
 from vdpa_net.testing.ring import (
     DESC_F_INDIRECT,
     DESC_F_NEXT,
@@ -33,51 +33,20 @@ class SplitRing(DriverRing):
 
     is_packed = False
 
-    def __init__(
-        self,
-        memory: GuestMemory,
-        size: int,
-        desc: int,
-        driver: int,
-        device: int,
-        *,
-        indirect: int,
-        event_idx: bool = True,
-        first_index: int = 0,
-    ) -> None:
-        super().__init__(memory, size, desc, driver, device, indirect=indirect, event_idx=event_idx)
-        self._start(first_index % _WRAP)
-        if first_index:
-            memory.store_u16(driver + 2, self.avail_idx)
-            memory.store_u16(device + 2, self._last_used_idx)
-        self.arm()
+    @staticmethod
+    def area_bytes(size: int) -> tuple[int, int]:
+        """Sizes of the available and of the used ring, events included (2.7)."""
+        return 6 + 2 * size, 6 + 8 * size
 
-    def _start(self, index: int) -> None:
-        self.avail_idx = self._published = self._last_used_idx = index
+    def _start(self, first_index: int) -> None:
+        self.avail_idx = self._published = self._last_used_idx = first_index % _WRAP
         self._free = list(range(self.size))
         self._owned: dict[int, list[int]] = {}
         self._avail_index: dict[int, int] = {}
 
-    @classmethod
-    def allocate(
-        cls, memory: GuestMemory, size: int, *, event_idx: bool = True, first_index: int = 0, region: int = 0
-    ) -> SplitRing:
-        """A ring in unused guest memory, each area on pages of its own."""
-        desc = memory.allocate(16 * size, region=region)
-        driver = memory.allocate(6 + 2 * size, region=region)
-        indirect = memory.allocate(16 * INDIRECT_SEGMENTS_MAX * size, region=region)
-        device = memory.allocate(6 + 8 * size, region=region)
-        memory.allocate(0, region=region)
-        return cls(
-            memory,
-            size,
-            desc,
-            driver,
-            device,
-            indirect=indirect,
-            event_idx=event_idx,
-            first_index=first_index,
-        )
+    def _leave_as_used(self, first_index: int) -> None:
+        self.memory.store_u16(self.driver + 2, first_index % _WRAP)
+        self.memory.store_u16(self.device + 2, first_index % _WRAP)
 
     @property
     def used_idx(self) -> int:
@@ -196,8 +165,9 @@ class SplitRing(DriverRing):
     def reset(self) -> None:
         """Forget everything, and zero the available and the used ring."""
         self._start(0)
-        self.memory.write(self.driver, bytes(6 + 2 * self.size))
-        self.memory.write(self.device, bytes(6 + 8 * self.size))
+        driver_bytes, device_bytes = self.area_bytes(self.size)
+        self.memory.write(self.driver, bytes(driver_bytes))
+        self.memory.write(self.device, bytes(device_bytes))
         self.arm()
 
     def poke_desc(self, slot: int, gpa: int, length: int, flags: int, following: int) -> None:

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use crate::packed_driver::PackedDriver;
 use crate::split_driver::SplitDriver;
 use crate::support::{changed_pages, open, Driver, Features, Guest, Piece, PAGE};
-use vdpa_net_dataplane::ring::{Chain, Taken};
+use vdpa_net_dataplane::ring::{Chain, Ring, Taken};
 
 fn features(packed: bool, event_idx: bool) -> Features {
     Features {
@@ -77,22 +77,29 @@ proptest! {
     }
 }
 
+/// A guest with a ring of 8 on which so many buffers are available, logging.
+fn ready(packed: bool, buffers: usize) -> (Guest, Box<dyn Driver>, Box<dyn Ring>) {
+    let guest = Guest::new();
+    let mut driver = driver(&guest, packed, 8, true, 0);
+    let ring = open(&guest, driver.as_ref(), features(packed, true), 0, false);
+    let piece = Piece {
+        iova: guest.allocate(64, 1),
+        len: 64,
+        writable: true,
+    };
+    (0..buffers).for_each(|_| {
+        driver.add(&guest, &[piece], false);
+    });
+    guest.start_log();
+    (guest, driver, ring)
+}
+
 #[test]
 fn taking_marks_nothing() {
     for packed in [false, true] {
-        let guest = Guest::new();
-        let mut driver = driver(&guest, packed, 8, true, 0);
-        let mut ring = open(&guest, driver.as_ref(), features(packed, true), 0, false);
-        let iova = guest.allocate(64, 1);
-        let piece = Piece {
-            iova,
-            len: 64,
-            writable: false,
-        };
-        driver.add(&guest, &[piece], false);
-        guest.start_log();
-        let mut chain = Chain::default();
-        assert_eq!(ring.pop(&guest.space.lock(), &mut chain), Ok(true));
+        let (guest, _, mut ring) = ready(packed, 1);
+        let popped = ring.pop(&guest.space.lock(), &mut Chain::default());
+        assert_eq!(popped, Ok(true));
         assert!(guest.harvest().is_empty());
     }
 }
@@ -101,19 +108,7 @@ fn taking_marks_nothing() {
 #[test]
 fn the_page_of_index_or_flags_is_marked_again_when_they_are_stored() {
     for packed in [false, true] {
-        let guest = Guest::new();
-        let mut driver = driver(&guest, packed, 8, true, 0);
-        let mut ring = open(&guest, driver.as_ref(), features(packed, true), 0, false);
-        let iova = guest.allocate(64, 1);
-        let piece = Piece {
-            iova,
-            len: 64,
-            writable: true,
-        };
-        (0..3).for_each(|_| {
-            driver.add(&guest, &[piece], false);
-        });
-        guest.start_log();
+        let (guest, driver, mut ring) = ready(packed, 3);
         let mut chain = Chain::default();
         for _ in 0..3 {
             ring.pop(&guest.space.lock(), &mut chain).unwrap();
