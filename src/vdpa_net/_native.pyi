@@ -254,9 +254,9 @@ class DataPlane:
         """Drop what the back end has queued for reception; returns the number of packets."""
 
     def queue_counters(self, index: int) -> dict[str, int]:
-        """packets, bytes, kicks, interrupts, chains and drops_<reason>, since creation. TX: drops_bad_header,
-        drops_too_long, drops_backend. RX: drops_no_buffer, drops_too_long,
-        drops_filtered."""
+        """packets, bytes, kicks, interrupts, chains, dirty_pages (this queue was the first to mark them) and
+        drops_<reason>, since creation. TX: drops_bad_header, drops_too_long, drops_backend. RX:
+        drops_no_buffer, drops_too_long, drops_filtered. Both: drops_hook."""
 
     def install_fault(self, name: str, queue: int, value: float, seed: int) -> None:
         """Make this data plane faulty from now on (`vdpa_net.migration.faults.PlaneFault`). Queue is -1 for

@@ -3,6 +3,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::memory::Memory;
+
 /// Why a packet was dropped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drop {
@@ -21,7 +23,7 @@ pub enum Drop {
 }
 
 /// Names and values of a queue's counters.
-pub type Snapshot = [(&'static str, u64); 11];
+pub type Snapshot = [(&'static str, u64); 12];
 
 /// Counters of one queue.
 #[derive(Debug, Default)]
@@ -31,6 +33,7 @@ pub struct QueueCounters {
     kicks: AtomicU64,
     interrupts: AtomicU64,
     chains: AtomicU64,
+    dirty_pages: AtomicU64,
     drops: [AtomicU64; 6],
 }
 
@@ -61,6 +64,15 @@ impl QueueCounters {
         self.chains.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// The work that ends with this guard has marked pages of the dirty log. One that lies on a page with other
+    /// queues' writes counts for who came first.
+    pub fn dirtied(&self, memory: &Memory<'_>) {
+        let pages = memory.pages_marked();
+        if pages > 0 {
+            self.dirty_pages.fetch_add(pages, Ordering::Relaxed);
+        }
+    }
+
     /// Names and values.
     pub fn snapshot(&self) -> Snapshot {
         let drops = |reason: Drop| self.drops[reason as usize].load(Ordering::Relaxed);
@@ -70,6 +82,7 @@ impl QueueCounters {
             ("kicks", self.kicks.load(Ordering::Relaxed)),
             ("interrupts", self.interrupts.load(Ordering::Relaxed)),
             ("chains", self.chains.load(Ordering::Relaxed)),
+            ("dirty_pages", self.dirty_pages.load(Ordering::Relaxed)),
             ("drops_bad_header", drops(Drop::BadHeader)),
             ("drops_too_long", drops(Drop::TooLong)),
             ("drops_backend", drops(Drop::Backend)),

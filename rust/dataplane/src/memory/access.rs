@@ -228,6 +228,11 @@ impl Memory<'_> {
         &self.inner.log
     }
 
+    /// How many pages this guard has marked that were not marked before.
+    pub fn pages_marked(&self) -> u64 {
+        self.counts.pages_marked.get()
+    }
+
     pub(super) fn counts(&self) -> &BatchCounts {
         &self.counts
     }

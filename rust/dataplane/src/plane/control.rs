@@ -116,7 +116,10 @@ impl Control {
         work: impl FnOnce(&mut dyn Ring, &Memory<'_>) -> RingResult<T>,
     ) -> Option<T> {
         let ring = slot.ring.as_deref_mut()?;
-        let result = work(ring, &self.space.lock());
+        let memory = self.space.lock();
+        let result = work(ring, &memory);
+        self.queue.counters.dirtied(&memory);
+        drop(memory);
         result
             .map_err(|fault| slot.break_down(&self.queue, &self.space, fault))
             .ok()

@@ -181,6 +181,7 @@ impl Pair {
             self.tx.counters.chain();
             ring.publish(&memory)
         });
+        self.tx.counters.dirtied(&memory);
         drop(memory);
         match result {
             Ok(true) => self.tx.interrupt(),

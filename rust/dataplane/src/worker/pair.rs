@@ -318,7 +318,10 @@ impl Pair {
         let Some(ring) = side.slot.ring.as_deref_mut() else {
             return false;
         };
-        let result = ring.enable_kicks(&self.space.lock());
+        let memory = self.space.lock();
+        let result = ring.enable_kicks(&memory);
+        queue.counters.dirtied(&memory);
+        drop(memory);
         result.unwrap_or_else(|fault| {
             side.slot.break_down(queue, &self.space, fault);
             false

@@ -142,6 +142,7 @@ impl Pair {
             is_mergeable,
         };
         let result = batch.run(budget);
+        self.rx.counters.dirtied(&memory);
         drop(memory);
         match result {
             Ok((received, interrupt)) => {

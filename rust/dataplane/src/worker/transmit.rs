@@ -24,6 +24,7 @@ impl Pair {
         let ring = side.slot.ring.as_deref_mut()?;
         let memory = self.space.lock();
         let result = self.transmit_batch(&memory, ring, &mut side.chain, budget);
+        self.tx.counters.dirtied(&memory);
         drop(memory);
         match result {
             Ok((transmitted, interrupt)) => {
