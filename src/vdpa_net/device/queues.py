@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -120,7 +121,9 @@ class QueueSet:
             queue.ring_state is not None,
         )
         queue.started, queue.stopped = True, False
-        self._emit("queue_started", {"queue": queue.index, "restored": moved, **_indices(state)})
+        self._emit(
+            "queue_started", {"queue": queue.index, "restored": moved, **_indices(state), **_place(queue)}
+        )
         return moved
 
     def _refuse_impossible_state(self, queue: Queue) -> None:
@@ -164,10 +167,12 @@ class QueueSet:
         """
         if not queue.started:
             return
+        requested_ns = time.monotonic_ns()
         queue.ring_state = pack_ring_state(*self._plane.stop_queue(queue.index))
         queue.started = False
         queue.stopped = True
-        self._emit("queue_stopped", {"queue": queue.index, **_indices(queue.ring_state)})
+        stopped: dict[str, object] = {"queue": queue.index, "requested_ns": requested_ns}
+        self._emit("queue_stopped", stopped | _indices(queue.ring_state))
 
     def reset_queue(self, queue: Queue) -> None:
         """Stop one queue and return it to its initial state (virtio 1.3, 2.6.1)."""
@@ -225,6 +230,10 @@ class QueueSet:
 def _indices(state: int) -> dict[str, object]:
     last_avail_idx, used_idx = unpack_ring_state(state)
     return {"last_avail_idx": last_avail_idx, "used_idx": used_idx}
+
+
+def _place(queue: Queue) -> dict[str, object]:
+    return {"size": queue.size, "desc": queue.desc, "driver": queue.driver, "device": queue.device}
 
 
 def start_error(queue: Queue, error: VdpaNetError) -> str:

@@ -48,14 +48,17 @@ def build(
     tools: Sequence[str] = (),
     libraries: Sequence[str] = (),
     agent: bool = True,
+    init: str = "init.sh",
 ) -> Guest:
     """A guest of the image's kernel with these kernel modules, tools and libraries (paths in the image).
 
     Libraries are for programs that load them by name; they go to /lib with all that they need.
 
+    `init` is the script in `guest/` that is its first process.
+
     Raises LabError if the image lacks one of them or the guest agent has not been built.
     """
-    content = _archive(image, modules, tools, libraries, agent=agent).to_bytes()
+    content = _archive(image, modules, tools, libraries, init, agent=agent).to_bytes()
     directory = cache_directory(cache) / "guest"
     initrd = directory / f"{hashlib.sha256(content).hexdigest()[:16]}.cpio"
     if not initrd.is_file():
@@ -75,14 +78,20 @@ def agent_binary() -> Path:
 
 
 def _archive(
-    image: Image, modules: Sequence[str], tools: Sequence[str], libraries: Sequence[str], *, agent: bool
+    image: Image,
+    modules: Sequence[str],
+    tools: Sequence[str],
+    libraries: Sequence[str],
+    init: str,
+    *,
+    agent: bool,
 ) -> Archive:
     archive = Archive()
     for name in ("dev", "proc", "sys", "tmp", "root"):
         archive.add_directory(name)
     # The kernel opens it before /init has mounted a devtmpfs.
     archive.add_character_device("dev/console", 5, 1)
-    archive.add_file("init", (PARTS / "init.sh").read_bytes(), executable=True)
+    archive.add_file("init", (PARTS / init).read_bytes(), executable=True)
     _add_busybox(archive, image)
     _add_modules(archive, image, modules)
     for tool in tools:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from vdpa_net.errors import LabError, PeerGone, StateError, VdpaNetError
 from vdpa_net.lab.console import LineReader
@@ -48,6 +48,7 @@ class MachineOptions:
     With `boots_disk` the firmware boots from a disk among the `arguments` instead of the guest's kernel.
     `board` is a machine type other than the usual one. With `reboot` a guest that restarts goes on, else QEMU
     ends. Without a guest there is the firmware.
+    `cpu` is a model in place of the lab's choice for the accelerator.
     """
 
     name: str
@@ -66,9 +67,10 @@ class MachineOptions:
     boots_disk: bool = False
     board: str = ""
     reboot: bool = False
+    cpu: str | None = None
 
 
-def command_line(options: MachineOptions, qmp_fd: int, console_fd: int) -> list[str]:
+def command_line(options: MachineOptions, qmp_fd: int | str, console_fd: int | str) -> list[str]:
     """QEMU's command line, with QMP and the serial console on these sockets."""
     return options.qemu.argv(
         *("-name", options.name, "-no-user-config", "-nodefaults", "-display", "none"),
@@ -94,7 +96,7 @@ def _kernel(options: MachineOptions) -> list[str]:
 def _board(options: MachineOptions) -> list[str]:
     machine = machine_name()
     board = (options.board or BOARDS[machine]) + (",kernel-irqchip=split" if machine == "x86_64" else "")
-    words = ["-machine", board, "-accel", options.accel, "-cpu", CPUS[machine][options.accel]]
+    words = ["-machine", board, "-accel", options.accel, "-cpu", options.cpu or CPUS[machine][options.accel]]
     if options.iommu:
         if machine != "x86_64":
             raise LabError(f"the lab has a vIOMMU for x86_64 only, this machine is {machine}")
@@ -123,6 +125,21 @@ def vfio_user_arguments(socket_path: Path, port: str | None = "rp0") -> tuple[st
     return ("-device", f"pcie-root-port,id={port},slot=1", "-device", json.dumps(device))
 
 
+class Process(Protocol):
+    """What a machine needs of its QEMU's process; `subprocess.Popen` is one."""
+
+    pid: int
+
+    def poll(self) -> int | None:
+        """Exit code, None while it runs."""
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Exit code, once it has ended. Raises subprocess.TimeoutExpired."""
+
+    def send_signal(self, sig: int, /) -> None:
+        """Signal it."""
+
+
 class Machine:
     """A running QEMU. It ends with the context, with `stop`, or when this process dies."""
 
@@ -132,7 +149,7 @@ class Machine:
         self.directory = directory
         self._argv: list[str] = []
         self._exit_fd: int | None = None
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: Process | None = None
         self._session: QmpSession | None = None
         self._console: LineReader | None = None
         self._keyboard = -1
@@ -262,7 +279,7 @@ class Machine:
     ) -> None:
         self.stop()
 
-    def _running(self) -> subprocess.Popen[bytes]:
+    def _running(self) -> Process:
         if self._process is None:
             raise StateError(f"machine {self.name} has not been started")
         return self._process
@@ -306,12 +323,12 @@ class Machine:
         path = self._path("stderr")
         return path.read_text(errors="replace")[-2000:].strip() if path.exists() else ""
 
-    def _quit(self, process: subprocess.Popen[bytes]) -> None:
+    def _quit(self, process: Process) -> None:
         with contextlib.suppress(VdpaNetError):
             self.session.execute("quit", timeout_s=QUIT_SECONDS)
         for signal_number in (None, signal.SIGTERM, signal.SIGKILL):
             if signal_number is not None:
-                os.kill(process.pid, signal_number)
+                process.send_signal(signal_number)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(QUIT_SECONDS)
                 return

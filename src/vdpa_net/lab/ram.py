@@ -6,8 +6,27 @@ from __future__ import annotations
 import mmap
 import os
 from pathlib import Path
+from typing import Any, Protocol
 
 from vdpa_net.closing import Closing
+from vdpa_net.migration.checks import differing_pages
+
+
+class Ram(Protocol):
+    """RAM of a guest, as the lab sees it. Addresses are guest physical."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Size."""
+
+    def read(self, address: int, size: int) -> bytes:
+        """Bytes, within a page."""
+
+    def u16(self, address: int) -> int:
+        """The little-endian 16-bit value."""
+
+    def differing_pages(self, other: Any) -> list[int]:
+        """Numbers of the pages that are not the same in both, the other being of the same kind."""
 
 
 class GuestRam(Closing):
@@ -25,7 +44,7 @@ class GuestRam(Closing):
                 f"guest RAM of {size_bytes} bytes; the lab compares at most {self.LOW_RAM_BYTES}"
             )
         self.name = name
-        self.size_bytes = size_bytes
+        self._size_bytes = size_bytes
         self.fd = os.memfd_create(name)
         os.ftruncate(self.fd, size_bytes)
         self.view = mmap.mmap(self.fd, size_bytes, prot=mmap.PROT_READ)
@@ -35,9 +54,23 @@ class GuestRam(Closing):
         """The file, for a process that inherits `fd` under its own number."""
         return Path(f"/proc/self/fd/{self.fd}")
 
+    @property
+    def size_bytes(self) -> int:
+        """Size."""
+        return self._size_bytes
+
     def u16(self, address: int) -> int:
         """The little-endian 16-bit value at a guest physical address."""
-        return int.from_bytes(self.view[address : address + 2], "little")
+        return int.from_bytes(self.read(address, 2), "little")
+
+    def read(self, address: int, size: int) -> bytes:
+        """Bytes at a guest physical address."""
+        return self.view[address : address + size]
+
+    def differing_pages(self, other: GuestRam) -> list[int]:
+        """Numbers of the pages that are not the same in both."""
+        with memoryview(self.view) as left, memoryview(other.view) as right:
+            return differing_pages(left, right)
 
     def close(self) -> None:
         """Give the memory back (QEMU has its own reference while it runs)."""

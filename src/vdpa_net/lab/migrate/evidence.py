@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from vdpa_net.lab.migrate.topology import HostedGuest
-from vdpa_net.lab.ram import GuestRam
+from vdpa_net.lab.ram import Ram
 from vdpa_net.lab.side import Side
 from vdpa_net.migration.checks import DETAIL_LIMIT, PAGE_BYTES
 
@@ -35,7 +35,7 @@ def ring_name(queue: int, queue_pairs: int) -> str:
     return name if queue_pairs == 1 else f"{name}{queue // 2}"
 
 
-def describe_pages(pages: Sequence[int], source: HostedGuest, destination: GuestRam) -> dict[int, str]:
+def describe_pages(pages: Sequence[int], source: HostedGuest, destination: Ram) -> dict[int, str]:
     """For the first differing pages: what the source's device wrote there last, and what is there now."""
     first = sorted(pages)[:DETAIL_LIMIT]
     if not source.side.is_watched or not first:
@@ -54,7 +54,7 @@ def describe_pages(pages: Sequence[int], source: HostedGuest, destination: Guest
         offset, length = write
         address = page * PAGE_BYTES + offset
         shown = min(length, SHOWN_BYTES)
-        here, there = (ram.view[address : address + shown].hex(" ") for ram in (source.ram, destination))
+        here, there = (ram.read(address, shown).hex(" ") for ram in (source.ram, destination))
         found[page] = (
             f"{where} the device last wrote {length} bytes at {address:#x}; there is {here} at the source, "
             f"{there} at the destination"

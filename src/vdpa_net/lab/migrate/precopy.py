@@ -22,22 +22,14 @@ from dataclasses import dataclass, field
 
 from vdpa_net.errors import LabError, PeerError
 from vdpa_net.lab.migrate.live import LiveFigures
+from vdpa_net.lab.migrate.pace import FLAT, Pace
 from vdpa_net.lab.migrate.topology import HostedGuest
 from vdpa_net.lab.qmp import Event
 from vdpa_net.lab.traffic.endpoint import TrafficEndpoint
 from vdpa_net.migration.checks import PAGE_BYTES
 
-PHASE_SECONDS = 120
-LOGGING_SECONDS = 15
-LOAD_SECONDS = 60
-SAMPLE_SECONDS = 0.02
 WATCH_SECONDS = 0.1
 MIB = 1 << 20
-FIRST_PASS_BYTES_PER_S = 96 * MIB
-# The end of the first pass is slow enough to be noticed: later passes at full speed take a millisecond.
-END_OF_FIRST_PASS_BYTES_PER_S = 8 * MIB
-# Less than what the traffic dirties, more than nothing: passes end, and never find nothing to send.
-LATER_PASSES_BYTES_PER_S = 1 * MIB
 # Pages that hold nothing but zeros cost a few bytes: the rest of the RAM has to last for a minute.
 CRAWL_BYTES_PER_S = 8 << 10
 FULL_SPEED_BYTES_PER_S = 4096 * MIB
@@ -62,6 +54,7 @@ class PrecopyOptions:
     one_pass: bool
     downtime_limit_ms: int = 300
     bandwidth_bytes_per_s: int = FULL_SPEED_BYTES_PER_S
+    pace: Pace = FLAT
 
     def limits(self, bytes_per_s: int, downtime_ms: int | None = None) -> dict[str, int]:
         """QEMU's migration parameters."""
@@ -108,14 +101,14 @@ class Precopy:
     def prepare(self) -> None:
         """Before `migrate`: the limits, and the position in the source's events to look from."""
         self._start = self.source.machine.session.position
-        self._set(FIRST_PASS_BYTES_PER_S, 0)
+        self._set(self.options.pace.first_pass_bytes_per_s, 0)
 
     def wait_logging(self) -> None:
         """Return when the device logs. Raises LabError, with its violations, if it does not come to that."""
         side = self.source.side
         if not side.is_watched:
             return
-        deadline = time.monotonic() + LOGGING_SECONDS
+        deadline = time.monotonic() + self.options.pace.logging_s
         while time.monotonic() < deadline and not self.has_ended():
             snapshot = side.device("inspect")
             refused = [kind for kind in snapshot["violation_kinds"] if kind.startswith("log_start")]
@@ -124,7 +117,7 @@ class Precopy:
             if refused:
                 break
             # Logging is a register of the device: nobody announces it over the control socket.
-            time.sleep(SAMPLE_SECONDS)
+            time.sleep(self.options.pace.sample_s)
         recent = side.device("inspect")["violations"][-3:]
         raise LabError(f"the source's device does not log although the migration has begun: {recent}")
 
@@ -136,9 +129,9 @@ class Precopy:
         elif self.options.one_pass:
             load.sent_pages = self._advance(self._share, CRAWL_BYTES_PER_S)
         else:
-            self._advance(self._share, END_OF_FIRST_PASS_BYTES_PER_S)
+            self._advance(self._share, self.options.pace.end_of_first_pass_bytes_per_s)
             self._wait_second_pass()
-            self._set(LATER_PASSES_BYTES_PER_S)
+            self._set(self.options.pace.later_passes_bytes_per_s)
 
     def wait_for_load(self, load: Load) -> None:
         """Return when the device has rewritten enough, or can't any more; the migration is held on."""
@@ -155,7 +148,7 @@ class Precopy:
         self.say("switch-over", None)
         self.let_go()
         machine = self.source.machine
-        return machine.wait_event("MIGRATION", PHASE_SECONDS, start=self._start, where=is_final)
+        return machine.wait_event("MIGRATION", self.options.pace.phase_s, start=self._start, where=is_final)
 
     def let_go(self) -> None:
         """No more holding: full speed, and downtime is allowed."""
@@ -167,7 +160,7 @@ class Precopy:
         """Return when the migration has this status, or is over. Raises LabError in time."""
         self.source.machine.wait_event(
             "MIGRATION",
-            PHASE_SECONDS,
+            self.options.pace.phase_s,
             start=self._start,
             where=lambda event: event.data["status"] == status or is_final(event),
         )
@@ -175,7 +168,7 @@ class Precopy:
     def wait_final(self) -> Event:
         """The event that ends the migration."""
         machine = self.source.machine
-        return machine.wait_event("MIGRATION", PHASE_SECONDS, start=self._start, where=is_final)
+        return machine.wait_event("MIGRATION", self.options.pace.phase_s, start=self._start, where=is_final)
 
     def passes(self) -> list[tuple[int, int]]:
         """Number of each pass over RAM and when it began (CLOCK_MONOTONIC)."""
@@ -200,7 +193,7 @@ class Precopy:
 
     def _wait_second_pass(self) -> None:
         # Pass 2 begins when the first one is complete.
-        deadline = time.monotonic() + PHASE_SECONDS
+        deadline = time.monotonic() + self.options.pace.phase_s
         while not any(number >= 2 for number, _ in self.passes()):
             if self.has_ended() or time.monotonic() >= deadline:
                 raise LabError("the first pass over RAM did not come to its end")
@@ -220,20 +213,21 @@ class Precopy:
     def _advance(self, share: float, then_bytes_per_s: int) -> int:
         """Once the pass has sent this share of the RAM, slow down; returns how many pages it has sent."""
         total = self.source.ram.size_bytes
-        deadline = time.monotonic() + PHASE_SECONDS
+        deadline = time.monotonic() + self.options.pace.phase_s
         while time.monotonic() < deadline and not self.has_ended():
             sent = total - min(total, int(self._watch().get("remaining", total)))
             if sent >= share * total:
                 self._set(then_bytes_per_s)
                 return sent // PAGE_BYTES
             # QEMU announces passes, not how far one has come.
-            time.sleep(WATCH_SECONDS if sent < share * total / 2 else SAMPLE_SECONDS)
+            near = sent >= share * total / 2
+            time.sleep(self.options.pace.sample_s if near else max(WATCH_SECONDS, self.options.pace.sample_s))
         return 0
 
     def _wait_for_pages(self, load: Load) -> None:
         device, wanted = self.source.side.device, self.options.wanted_pages
         device("audit_end_interval", anew=True)
-        deadline = time.monotonic() + LOAD_SECONDS
+        deadline = time.monotonic() + self.options.pace.load_s
         step_at = time.monotonic() + EMPTY_STEP_SECONDS
         while time.monotonic() < deadline and not self.has_ended():
             load.pages = int(device("audit_end_interval", below_page=load.sent_pages))
@@ -246,15 +240,17 @@ class Precopy:
                 pause = STEP_SECONDS if load.pages > wanted // 4 else EMPTY_STEP_SECONDS
                 step_at = time.monotonic() + pause
             # The number of written pages is a sample, nobody announces it.
-            time.sleep(SAMPLE_SECONDS)
+            time.sleep(self.options.pace.sample_s)
 
     def _step(self) -> int:
         """Let the only pass go on a little."""
         self._share = min(LAST_SHARE, self._share + STEP_SHARE)
-        self._set(END_OF_FIRST_PASS_BYTES_PER_S)
+        self._set(self.options.pace.end_of_first_pass_bytes_per_s)
         return self._advance(self._share, CRAWL_BYTES_PER_S)
 
     def _wait_for_packets(self) -> None:
         self.say("pre-copy, waiting for traffic", None)
         self.sample()
-        self.endpoint.wait_received(self.endpoint.received + 4 * self.options.wanted_pages, LOAD_SECONDS)
+        self.endpoint.wait_received(
+            self.endpoint.received + 4 * self.options.wanted_pages, self.options.pace.load_s
+        )

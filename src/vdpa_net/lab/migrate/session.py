@@ -54,7 +54,7 @@ class Migration:
         )
         local, agent = (LAB_ADDRESS, DEFAULT_PORT), (GUEST_ADDRESS, DEFAULT_PORT)
         with (
-            FlatTopology(topology_options) as topology,
+            self._make_topology(topology_options) as topology,
             TrafficEndpoint(local, agent, traffic) as endpoint,
         ):
             self._live.endpoint = endpoint
@@ -63,6 +63,9 @@ class Migration:
             finally:
                 self._live.endpoint = None
                 self._commands = topology.command_lines()
+
+    def _make_topology(self, options: TopologyOptions) -> FlatTopology:
+        return FlatTopology(options)
 
     def _prepare(self) -> TopologyOptions:
         options = self._options
@@ -164,6 +167,7 @@ class Migration:
             topology.options.one_pass,
             options.downtime_limit_ms,
             FULL_SPEED_BYTES_PER_S if bandwidth is None else bandwidth * MIB,
+            topology.pace,
         )
         # Odd rounds compare RAM, even ones time the gap.
         return RoundOptions(number, number % 2 == 1, precopy, options.cancel_at, options.disturbances)

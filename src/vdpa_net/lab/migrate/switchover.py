@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 from vdpa_net.errors import LabError, StateError, VdpaNetError
 from vdpa_net.lab.migrate.announce import announcement_line
@@ -35,16 +34,10 @@ from vdpa_net.lab.migrate.precopy import Load, Precopy, PrecopyOptions, is_final
 from vdpa_net.lab.migrate.timeline import Timeline, host_clock_ns
 from vdpa_net.lab.migrate.topology import GUEST_MAC, FlatTopology, HostedGuest
 from vdpa_net.lab.progress import ProgressCallback
-from vdpa_net.lab.ram import GuestRam
 from vdpa_net.lab.traffic.endpoint import TrafficEndpoint
 from vdpa_net.lab.traffic.judge import Gap, lost_in_gap, lost_in_gap_ns, traffic_lines
-from vdpa_net.migration.checks import PAGE_BYTES, AuditFindings, differing_pages
+from vdpa_net.migration.checks import PAGE_BYTES, AuditFindings
 
-PHASE_SECONDS = 120
-GUEST_PROGRESS_SECONDS = 30
-TRAFFIC_SECONDS = 120
-WARM_UP_DATAGRAMS = 200
-SAMPLE_SECONDS = 0.05
 SETTLING_NS = 500_000_000
 """How long after its queues run again a guest's silence still counts as that of the switch-over."""
 
@@ -72,6 +65,7 @@ class RoundRunner:
         shown: tuple[ProgressCallback, LiveFigures],
     ) -> None:
         self._topology = topology
+        self._pace = topology.pace
         self._source = source
         self._endpoint = endpoint
         self._options = options
@@ -123,13 +117,13 @@ class RoundRunner:
 
     def _start_traffic(self) -> None:
         self._say("waiting for steady traffic")
-        self._endpoint.start(TRAFFIC_SECONDS)
-        self._endpoint.wait_received(WARM_UP_DATAGRAMS, TRAFFIC_SECONDS)
+        self._endpoint.start(self._pace.traffic_s)
+        self._endpoint.wait_received(self._pace.warm_up_datagrams, self._pace.traffic_s)
 
     def _begin(self, *, pause: bool = False) -> Precopy:
         """The migration has begun, and is held in its first pass."""
         source, destination = self._source.machine, self.arrived().machine
-        uri = f"unix:{Path(self._topology.options.directory) / f'migration-{self._topology.generation}'}"
+        uri = self._topology.migration_uri(self.arrived().side)
         switches = [_switch("events", True)]
         destination.qmp("migrate-set-capabilities", {"capabilities": switches})
         switches.append(_switch("pause-before-switchover", pause))
@@ -216,10 +210,10 @@ class RoundRunner:
         if self._watched:
             self._observe_queues_at_source()
         if self._options.compares_ram:
-            destination.machine.wait_event("MIGRATION", PHASE_SECONDS, where=is_final)
+            destination.machine.wait_event("MIGRATION", self._pace.phase_s, where=is_final)
             self._say("comparing RAM")
             source = self._source.ram
-            self._round.differing = _compare(source, destination.ram)
+            self._round.differing = source.differing_pages(destination.ram)
             self._round.total_pages = source.size_bytes // PAGE_BYTES
             self._round.page_notes = describe_pages(self._round.differing, self._source, destination.ram)
             self._timeline.compared_ns = time.monotonic_ns()
@@ -244,7 +238,7 @@ class RoundRunner:
     def _observe_guest(self) -> None:
         """The guest goes on: it takes completions beyond the index at which the source stopped."""
         self._say("the guest goes on")
-        self._endpoint.wait_arrival_after(self._timeline.ended_ns, GUEST_PROGRESS_SECONDS)
+        self._endpoint.wait_arrival_after(self._timeline.ended_ns, self._pace.progress_s)
         for observed in self._round.queues:
             observed.guest = self._await_progress(observed)
         if not self._watched:
@@ -258,7 +252,7 @@ class RoundRunner:
     def _await_progress(self, observed: QueueObservations) -> GuestProgress:
         """Wait until the guest has posted more buffers than the ring holds: it had to reap in between."""
         ram = self.arrived().ram
-        deadline = time.monotonic() + GUEST_PROGRESS_SECONDS
+        deadline = time.monotonic() + self._pace.progress_s
         progress = GuestProgress(0, 0, 0)
         while time.monotonic() < deadline and not progress.is_beyond_the_ring:
             record = queue_record(self.arrived().side, observed.queue)
@@ -270,13 +264,13 @@ class RoundRunner:
                     (ram.u16(int(record["device"]) + USED_IDX_OFFSET_BYTES) - start) & 0xFFFF,
                 )
             # The guest's own index is a word in its memory: nobody announces a change of it.
-            time.sleep(SAMPLE_SECONDS)
+            time.sleep(self._pace.sample_s)
         return progress
 
     def _observe_traffic(self) -> None:
         self._say("counting packets")
         try:
-            report = self._endpoint.finish(TRAFFIC_SECONDS)
+            report = self._endpoint.finish(self._pace.traffic_s)
         except LabError as error:
             self._round.traffic_problem = str(error)
             return
@@ -348,8 +342,3 @@ class RoundRunner:
 
 def _switch(capability: str, state: bool) -> dict[str, object]:
     return {"capability": capability, "state": state}
-
-
-def _compare(source: GuestRam, destination: GuestRam) -> list[int]:
-    with memoryview(source.view) as left, memoryview(destination.view) as right:
-        return differing_pages(left, right)

@@ -17,9 +17,10 @@ from typing import Self
 from vdpa_net.lab.guest import Guest
 from vdpa_net.lab.machine import Machine, MachineOptions
 from vdpa_net.lab.migrate.announce import AnnouncementWatch
+from vdpa_net.lab.migrate.pace import FLAT, Pace
 from vdpa_net.lab.network import GUEST_ADDRESS, LAB_ADDRESS, LAB_MAC, PREFIX_LENGTH, LabNetwork
 from vdpa_net.lab.program import Program
-from vdpa_net.lab.ram import GuestRam
+from vdpa_net.lab.ram import GuestRam, Ram
 from vdpa_net.lab.side import Side, SideOptions
 from vdpa_net.lab.traffic.format import DEFAULT_PORT
 from vdpa_net.migration.faults import Side as FaultSide
@@ -63,11 +64,14 @@ class TopologyOptions:
 class HostedGuest:
     """A QEMU on one side, with RAM that the lab can read."""
 
+    ram: Ram
+
     def __init__(self, options: TopologyOptions, side: Side, generation: int, *, incoming: bool) -> None:
         self.side = side
         name = f"qemu-{side.name}-{generation}"
         self._stack = ExitStack()
-        self.ram = self._stack.enter_context(GuestRam(name, options.memory_mib << 20))
+        ram = self._stack.enter_context(GuestRam(name, options.memory_mib << 20))
+        self.ram = ram
         machine = MachineOptions(
             name,
             options.qemu,
@@ -75,8 +79,8 @@ class HostedGuest:
             _kernel_command_line(options),
             accel=options.accel,
             memory_mib=options.memory_mib,
-            memory_path=self.ram.path,
-            pass_fds=(self.ram.fd,),
+            memory_path=ram.path,
+            pass_fds=(ram.fd,),
             cpus=options.queue_pairs,
             iommu=options.iommu,
             boots_disk=options.image is not None and options.guest.kernel == Path(),
@@ -84,7 +88,7 @@ class HostedGuest:
             incoming="defer" if incoming else None,
             paused=incoming,
         )
-        self.machine = Machine(machine, options.directory)
+        self.machine: Machine = Machine(machine, options.directory)
         try:
             self._stack.enter_context(self.machine)
         except BaseException:
@@ -98,6 +102,8 @@ class HostedGuest:
 
 class FlatTopology:
     """Network, sides and the guest. Entered in the lab's private network; leaves nothing behind."""
+
+    pace: Pace = FLAT
 
     def __init__(self, options: TopologyOptions) -> None:
         self.options = options
@@ -143,6 +149,10 @@ class FlatTopology:
             seed=options.seed,
         )
 
+    def migration_uri(self, _target: Side) -> str:
+        """Where QEMU sends the guest to, and waits for it."""
+        return f"unix:{self.options.directory / f'migration-{self.generation}'}"
+
     def boot(self, side: Side) -> HostedGuest:
         """The guest, started on a side, ready for traffic. Raises LabError with its console."""
         hosted = self._host(side, incoming=False)
@@ -170,10 +180,13 @@ class FlatTopology:
 
     def _host(self, side: Side, *, incoming: bool) -> HostedGuest:
         self.generation += 1
-        hosted = HostedGuest(self.options, side, self.generation, incoming=incoming)
+        hosted = self._make_hosted(side, incoming=incoming)
         self._guests.append(hosted)
         self._commands.append(hosted.machine.command_line())
         return hosted
+
+    def _make_hosted(self, side: Side, *, incoming: bool) -> HostedGuest:
+        return HostedGuest(self.options, side, self.generation, incoming=incoming)
 
     def __enter__(self) -> Self:
         try:

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How fast things are expected to go in a topology: a guest of a guest takes its time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds to wait at most, and QEMU's limits in bytes per second.
+
+    `later_passes_bytes_per_s` is less than what the traffic dirties and more than nothing: passes end, and
+    never find nothing to send. `end_of_first_pass_bytes_per_s` is slow enough for its end to be noticed:
+    later passes at full speed take a millisecond. `sample_s` is the time between two looks at what nobody
+    announces.
+    """
+
+    phase_s: float = 120
+    logging_s: float = 15
+    progress_s: float = 30
+    traffic_s: float = 120
+    load_s: float = 60
+    sample_s: float = 0.02
+    warm_up_datagrams: int = 200
+    first_pass_bytes_per_s: int = 96 << 20
+    end_of_first_pass_bytes_per_s: int = 8 << 20
+    later_passes_bytes_per_s: int = 1 << 20
+
+
+FLAT = Pace()
