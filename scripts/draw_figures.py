@@ -131,7 +131,70 @@ def document(width: int, height: int, title: str, shapes: list[Box | Arrow], ext
     return "\n".join(lines) + "\n"
 
 
-FIGURES = {"dataflow.svg": dataflow}
+def level1(x: int, name: str) -> list[Box | Arrow]:
+    """One level-1 guest of the nested lab, from the level-2 guest down to the bridge."""
+    left, width = x + 20, 340
+    middle = left + 170
+    return [
+        Box(x, 40, 380, 358, ("",), FRAME),
+        Box(
+            left,
+            52,
+            width,
+            62,
+            (f"QEMU of L2, {name}", "guest L2: virtio-net; L2 viommu", "-netdev vhost-user"),
+        ),
+        Arrow(middle, 114, middle, 148, "vhost socket"),
+        Box(
+            left,
+            148,
+            width,
+            62,
+            ("vDPA driver", "vdpa-net driver (ours)", "or DPDK's vdpa/ifc (stock)"),
+            PYTHON,
+        ),
+        Arrow(middle, 210, middle, 244, "/dev/vfio"),
+        Box(left, 244, width, 46, ("VFIO: vfio-pci, type 1 IOMMU", "kernel of L1, intel_iommu=on")),
+        Arrow(middle, 290, middle, 324, "PCI 01:00.0"),
+        Box(
+            left,
+            324,
+            width,
+            62,
+            ("QEMU of L1 (viommu)", "vfio-user-pci behind intel-iommu", "manager NIC: virtio-net"),
+        ),
+        Arrow(left + 90, 386, left + 90, 440, "vfio-user"),
+        Box(left, 440, 190, 62, ("vdpa net device", "vdpa-net serve", "on a tap device"), PYTHON),
+        Box(left + 210, 440, 130, 62, ("manager tap", "migration of L2")),
+        Arrow(left + 275, 386, left + 275, 440),
+        Arrow(left + 90, 502, left + 90, 560),
+        Arrow(left + 275, 502, left + 275, 560),
+    ]
+
+
+def nested() -> str:
+    """The nested lab."""
+    shapes: list[Box | Arrow] = [
+        *level1(20, "source"),
+        *level1(440, "destination"),
+        Box(
+            20,
+            560,
+            800,
+            46,
+            ("virbr0: bridge in the lab's own network namespace", "traffic endpoint on the host"),
+        ),
+    ]
+    extra = [
+        '<text class="title" x="40" y="30">guest L1, source</text>',
+        '<text class="title" x="460" y="30">guest L1, destination</text>',
+    ]
+    return document(
+        840, 626, "The nested lab: a level-2 guest moves between two level-1 guests", shapes, extra
+    )
+
+
+FIGURES = {"dataflow.svg": dataflow, "nested.svg": nested}
 
 
 def main() -> int:

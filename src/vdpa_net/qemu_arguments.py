@@ -19,13 +19,7 @@ def attach_arguments(device: NicDevice, socket: str, memory: str = "1G") -> list
     address is a structure, which QEMU's key=value syntax can't express.
     """
     bus = device.bus or DEFAULT_BUS
-    properties: dict[str, object] = {"driver": "vfio-user-pci", "bus": bus}
-    if device.id:
-        properties["id"] = device.id
-    if device.addr:
-        properties["addr"] = device.addr
-    properties |= device.vmm_side
-    properties["socket"] = {"type": "unix", "path": socket}
+    properties = attach_properties(device, socket, bus=bus)
     return [
         "-machine q35,kernel-irqchip=split",
         f"-m {memory}",
@@ -34,6 +28,20 @@ def attach_arguments(device: NicDevice, socket: str, memory: str = "1G") -> list
         f"-device pcie-root-port,id={shlex.quote(bus)},slot=1",
         f"-device {shlex.quote(json.dumps(properties, separators=(',', ':')))}",
     ]
+
+
+def attach_properties(device: NicDevice, socket: str, *, bus: str | None) -> dict[str, object]:
+    """The properties of QEMU's device that attaches this one."""
+    properties: dict[str, object] = {"driver": "vfio-user-pci"}
+    if bus:
+        properties["bus"] = bus
+    if device.id:
+        properties["id"] = device.id
+    if device.addr:
+        properties["addr"] = device.addr
+    properties |= device.vmm_side
+    properties["socket"] = {"type": "unix", "path": socket}
+    return properties
 
 
 def attach_help(device: NicDevice, socket: str) -> str:

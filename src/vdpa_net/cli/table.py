@@ -64,6 +64,15 @@ COMMANDS = Group(
             "Migrate a guest under traffic between two devices on one bridge; a verdict on its data.",
         ),
         "bench": Command("bench", "Measure the device beside its peers and its limits, in one run."),
+        "libvirt": Group(
+            "Domains of libvirt.",
+            {
+                "convert": Command(
+                    "libvirt_convert",
+                    "Convert a domain with virtio-net-pci,vdpa=on for stock QEMU and served devices.",
+                ),
+            },
+        ),
         "lab": Group(
             "The lab: its image, and guests that boot from it.",
             {
@@ -72,6 +81,10 @@ COMMANDS = Group(
                 ),
                 "boot": Command(
                     "lab_boot", "Boot a guest (Linux, DPDK, UEFI) on a served device and try its network."
+                ),
+                "nested": Command(
+                    "lab_nested",
+                    "Migrate a guest of a guest between two level-1 guests; a verdict on its data.",
                 ),
             },
         ),

@@ -38,9 +38,10 @@ class MigrateOptions:
     `rounds` alternate between two kinds: one compares RAM while both machines stand still, the next times
     the gap. `qemu` is "host", "image", a path, or None for the host's. `minimum_pages` is how many pages the
     device has to write after the first pass for a round to count. `lengths` is the range of UDP payloads in
-    bytes. `dirty_kib_per_s` is what the guest rewrites besides its traffic. `bandwidth_mib_per_s` limits the
-    transfer (None: the lab's own pace), `downtime_limit_ms` is QEMU's. `keep` keeps the logs of a run that
-    passed. `backend_sockets` are two vhost-user back ends of the user's, source and destination.
+    bytes. `dirty_kib_per_s` is what the guest rewrites besides its traffic, `stream_bytes_per_s` the pace of
+    its TCP stream. `bandwidth_mib_per_s` limits the transfer (None: the lab's own pace), `downtime_limit_ms`
+    is QEMU's. `keep` keeps the logs of a run that passed. `backend_sockets` are two vhost-user back ends of
+    the user's, source and destination.
     """
 
     rounds: int = 2
@@ -57,6 +58,7 @@ class MigrateOptions:
     packed: bool = False
     iommu: bool = False
     dirty_kib_per_s: int = 1024
+    stream_bytes_per_s: int = 128 << 10
     bandwidth_mib_per_s: int | None = None
     downtime_limit_ms: int = 300
     cancel_at: str | None = None

@@ -29,11 +29,14 @@ GAP_MEANING = (
 )
 
 
-def run_migrate(options: MigrateOptions, console: Console | None = None) -> int:
+def run_migrate(
+    options: MigrateOptions, console: Console | None = None, kind: type[Migration] = Migration
+) -> int:
     """Migrate, judge, print; returns the exit code (0 PASS, 1 FAIL, 3 NOT RUN).
 
     Moves this process into a private network, except with foreign back ends. Raises OptionError for
-    impossible options, LabError when the lab can't be set up; the message names the evidence.
+    impossible options, LabError when the lab can't be set up; the message names the evidence. `kind` is in
+    which world the guest lives.
     """
     options.check()
     if options.report is not None:
@@ -50,7 +53,7 @@ def run_migrate(options: MigrateOptions, console: Console | None = None) -> int:
     live = LiveFigures()
     try:
         with shown_on(console, live.text) as progress:
-            migration = Migration(options, directory, progress, live)
+            migration = kind(options, directory, progress, live)
             migration.run()
     except KeyboardInterrupt:
         console.print("interrupted; everything has been taken down")

@@ -50,6 +50,7 @@ class Migration:
             rate_pps=self._options.rate_pps,
             lengths=self._options.lengths,
             flows=self._options.flows,
+            stream_bytes_per_s=self._options.stream_bytes_per_s,
             seed=self._options.seed,
         )
         local, agent = (LAB_ADDRESS, DEFAULT_PORT), (GUEST_ADDRESS, DEFAULT_PORT)

@@ -76,7 +76,7 @@ class HostedGuest:
             name,
             options.qemu,
             options.guest,
-            _kernel_command_line(options),
+            kernel_command_line(options),
             accel=options.accel,
             memory_mib=options.memory_mib,
             memory_path=ram.path,
@@ -84,7 +84,7 @@ class HostedGuest:
             cpus=options.queue_pairs,
             iommu=options.iommu,
             boots_disk=options.image is not None and options.guest.kernel == Path(),
-            arguments=(*_nic(side.vhost_socket, options), *_disk(options), *options.qemu_arguments),
+            arguments=(*nic_arguments(side.vhost_socket, options), *_disk(options), *options.qemu_arguments),
             incoming="defer" if incoming else None,
             paused=incoming,
         )
@@ -204,7 +204,8 @@ class FlatTopology:
         self._stack.close()
 
 
-def _nic(vhost_socket: Path, options: TopologyOptions) -> tuple[str, ...]:
+def nic_arguments(vhost_socket: Path, options: TopologyOptions) -> tuple[str, ...]:
+    """QEMU's arguments for the guest's NIC on a vhost socket."""
     pairs = options.queue_pairs
     # Without its option ROM the firmware does not try to boot from the network. A function behind a port of
     # its own can be reset alone.
@@ -239,12 +240,14 @@ def image_format(path: Path) -> str:
         return "qcow2" if image.read(4) == b"QFI\xfb" else "raw"
 
 
-def _kernel_command_line(options: TopologyOptions) -> str:
+def kernel_command_line(options: TopologyOptions, *words: str) -> str:
+    """The guest's kernel command line, with more words for the kernel."""
     address = f"{GUEST_ADDRESS}/{PREFIX_LENGTH}"
     agent = ",".join(agent_words(options.memory_mib, options.dirty_kib_per_s))
     return options.guest.append(
         "traffic",
         *(("intel_iommu=on",) if options.iommu else ()),
+        *words,
         address=address,
         peer=LAB_ADDRESS,
         peer_mac=LAB_MAC,

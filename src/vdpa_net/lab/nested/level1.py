@@ -6,6 +6,7 @@ Its root is the lab image, shared over 9p; so is this very package, and nothing 
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from vdpa_net.errors import LabError, StateError
+from vdpa_net.errors import LabError, PeerGone, StateError
 from vdpa_net.lab import guest
 from vdpa_net.lab.guest import Guest
 from vdpa_net.lab.image import Image
@@ -140,6 +141,11 @@ class Level1:
     def call(self, method: str, /, **params: Any) -> Any:
         """Call the agent. Raises PeerError with what it raised, PeerGone when the guest is not there."""
         return self.channel.call(method, **params)
+
+    def call_if_there(self, method: str, /, **params: Any) -> None:
+        """Call the agent, unless the guest has gone: for what its end undoes anyway."""
+        with contextlib.suppress(PeerGone):
+            self.call(method, **params)
 
     def run(self, *argv: str) -> str:
         """Standard output of a short program in the guest. Raises PeerError with its complaint."""

@@ -13,6 +13,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -25,17 +26,20 @@ from vdpa_net.lab.side import SideProcess
 
 BOOT_SECONDS = 120
 SAVE_SECONDS = 60
-FORMAT = 1
-Describe = Callable[[Path, Path], MachineOptions]
+SETTLE_SECONDS = 90
+QUIET_SAMPLES = 40
+SAMPLE_SECONDS = 0.05
+FORMAT = 2
+Describe = Callable[[Path], MachineOptions]
 
 
 def warm_state(
-    describe: Describe, key: object, mac: str, progress: ProgressCallback, cache: Path | None = None
+    describe: Describe, key: object, properties: str, progress: ProgressCallback, cache: Path | None = None
 ) -> Path:
     """The file with the guest's state; makes it if it is not in the cache.
 
-    `describe` gives the machine for a vhost socket and a file of RAM; `key` is everything that decides how it
-    comes out. Raises LabError.
+    `describe` gives the machine for a vhost socket; `key` is everything that decides how it comes out, and
+    `properties` are those of the device (mac=..). Raises LabError.
     """
     text = json.dumps([FORMAT, key], sort_keys=True, default=str)
     path = cache_directory(cache) / "guest" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.state"
@@ -44,21 +48,23 @@ def warm_state(
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         with tempfile.TemporaryDirectory(prefix="vdpa-net-warm-") as name:
-            _boot_and_save(describe, Path(name), mac, partial)
+            _boot_and_save(describe, Path(name), properties, partial)
         partial.rename(path)
     return path
 
 
-def _boot_and_save(describe: Describe, directory: Path, mac: str, target: Path) -> None:
+def _boot_and_save(describe: Describe, directory: Path, properties: str, target: Path) -> None:
     socket = directory / "vhost"
     arguments = ["--vhost-socket", str(socket), "--netdev", "loopback,id=n"]
-    arguments += ["--device", f"virtio-net-pci,netdev=n,mac={mac},vdpa=on"]
+    arguments += ["--device", f"virtio-net-pci,netdev=n,vdpa=on,iommu_platform=on,{properties}"]
     side = SideProcess("vhost", ["vhost", *arguments], directory)
     try:
         side.wait_ready()
-        options = describe(socket, Path())
+        options = describe(socket)
         with GuestRam("warm", options.memory_mib << 20) as ram:
-            options = dataclasses.replace(options, memory_path=ram.path, pass_fds=(ram.fd,))
+            options = dataclasses.replace(
+                options, memory_path=ram.path, pass_fds=(ram.fd,), incoming=None, paused=False
+            )
             with Machine(options, directory) as machine:
                 _save(machine, target)
     finally:
@@ -69,6 +75,7 @@ def _save(machine: Machine, target: Path) -> None:
     outcome = machine.wait_console(r"LAB (ready .*|failed .*)", BOOT_SECONDS)
     if outcome.startswith("failed"):
         raise machine.failure(f"says: {outcome}")
+    _wait_until_idle(machine)
     machine.qmp("migrate-set-capabilities", {"capabilities": [{"capability": "events", "state": True}]})
     machine.qmp("stop")
     machine.qmp("migrate-set-parameters", {"max-bandwidth": 4 << 30})
@@ -78,3 +85,14 @@ def _save(machine: Machine, target: Path) -> None:
     )
     if ended.data["status"] != "completed":
         raise LabError(f"the level-2 guest's state could not be saved: {machine.qmp('query-migrate')}")
+
+
+def _wait_until_idle(machine: Machine) -> None:
+    """Let the guest do what it has put off until after its boot: in a guest of a guest that takes minutes."""
+    deadline = time.monotonic() + SETTLE_SECONDS
+    quiet = 0
+    while quiet < QUIET_SAMPLES and time.monotonic() < deadline:
+        registers = machine.qmp("human-monitor-command", {"command-line": "info registers"})
+        quiet = quiet + 1 if "HLT=1" in registers else 0
+        # A halted CPU is nothing that QEMU announces.
+        time.sleep(SAMPLE_SECONDS)

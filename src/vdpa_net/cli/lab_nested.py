@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`vdpa-net lab nested`: the guest of a guest moves between two level-1 guests, and the verdict on it."""
+
+from __future__ import annotations
+
+import argparse
+
+from vdpa_net.cli import options
+from vdpa_net.cli.parser import whole_number
+
+MIN_MEMORY_MIB = 128
+DETAILS = (
+    "Two level-1 guests on one bridge, each with a served device behind a vIOMMU; in each a vDPA driver on "
+    "the kernel's VFIO and a QEMU with the level-2 guest, which migrates over the manager network "
+    "(docs/nested.md)."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments."""
+    parser.add_argument(
+        "--driver",
+        choices=("vdpa-net", "dpdk"),
+        default="vdpa-net",
+        help="the vDPA driver in the level-1 guests: ours, or DPDK's stock vdpa/ifc (vdpa-net)",
+    )
+    parser.add_argument(
+        "--sw-live-migration", action="store_true", help="let DPDK's driver log instead of the device"
+    )
+    parser.add_argument(
+        "--rounds", type=whole_number(1), default=1, metavar="N", help="migrations, back and forth (1)"
+    )
+    parser.add_argument("--packed", action="store_true", help="packed virtqueues")
+    parser.add_argument("--iommu", action="store_true", help="put a vIOMMU into the level-2 machine")
+    parser.add_argument(
+        "--rate", type=whole_number(1), default=8, metavar="PPS", help="packets/s per direction (8)"
+    )
+    options.add_machine(parser, min_memory_mib=MIN_MEMORY_MIB)
+    parser.set_defaults(memory=MIN_MEMORY_MIB)
+    parser.add_argument("--keep", action="store_true", help="keep logs and evidence of a PASS, too")
+    options.add_faults(parser)
+    options.add_seed(parser)
+    options.add_json(parser)
+    options.add_junit(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """The exit code of the verdict."""
+    from rich.console import Console  # noqa: PLC0415
+
+    from vdpa_net.lab.nested.run import NestedOptions, run_nested  # noqa: PLC0415
+
+    asked = NestedOptions(
+        rounds=arguments.rounds,
+        driver=arguments.driver,
+        software_live_migration=arguments.sw_live_migration,
+        qemu=arguments.qemu,
+        accel=arguments.accel,
+        memory_mib=arguments.memory,
+        rate_pps=arguments.rate,
+        packed=arguments.packed,
+        iommu=arguments.iommu,
+        faults=tuple(arguments.fault),
+        seed=arguments.seed,
+        json_path=arguments.json,
+        junit_path=arguments.junit,
+        directory=arguments.logs,
+        keep=arguments.keep,
+    )
+    return run_nested(asked, Console())

@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a device's events say about its queues, in the form of the vDPA driver's own record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from vdpa_net.wire.lm import pack_ring_state
+
+
+def device_records(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """One record per queue (fields of `driver.vdpa_driver.QueueRecord`), of its last start and stop.
+
+    Ring states are the device's own; times are CLOCK_MONOTONIC of the device's machine.
+    """
+    records: dict[int, dict[str, Any]] = {}
+    for event in events:
+        if event["event"] == "queue_started":
+            records[event["queue"]] = _started(event)
+        elif event["event"] == "queue_stopped" and event["queue"] in records:
+            records[event["queue"]] |= {
+                "ring_state_after_stop": _state(event),
+                "stop_requested_ns": event["requested_ns"],
+                "stopped_ns": event["ns"],
+            }
+    return [record for _, record in sorted(records.items())]
+
+
+def _started(event: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "queue": event["queue"],
+        "size": event["size"],
+        "descriptor": event["desc"],
+        "driver": event["driver"],
+        "device": event["device"],
+        "ring_state_before_enable": _state(event),
+        "ring_state_after_stop": None,
+        "started_ns": event["ns"],
+        "stop_requested_ns": None,
+        "stopped_ns": None,
+    }
+
+
+def _state(event: Mapping[str, Any]) -> int:
+    return pack_ring_state(event["last_avail_idx"], event["used_idx"])
