@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vdpa_net.device.events import EventCallback
 from vdpa_net.device.virtio_device import VirtioNet
-from vdpa_net.errors import OptionError
+from vdpa_net.errors import OptionError, StateError
 from vdpa_net.migration.faults import Fault, LateRingState, NoAnnounce, PlaneFault, RingState
 from vdpa_net.migration.register_faults import LateRegister, RingShape, ShiftedRingState
 from vdpa_net.wire.virtio_pci import F_RING_PACKED
@@ -58,7 +58,10 @@ class InstalledFaults:
 
     def _put_in_plane(self, fault: PlaneFault) -> Callable[[], int]:
         queue = _NO_QUEUE if fault.at_queue is None else fault.at_queue
-        self._plane.install_fault(fault.name, queue, fault.parameter, fault.seed % (1 << 64))
+        try:
+            self._plane.install_fault(fault.name, queue, fault.parameter, fault.seed % (1 << 64))
+        except StateError as error:
+            raise OptionError(str(error)) from error
         return lambda: self._plane.fault_counts()[fault.name, queue]
 
     def _put_in_registers(self, fault: RingState | LateRingState) -> Callable[[], int]:
