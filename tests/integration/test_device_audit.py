@@ -12,7 +12,7 @@ from vdpa_net.device.audit import DeviceAudit
 from vdpa_net.errors import StateError
 from vdpa_net.migration.faults import parse_fault
 from vdpa_net.testing.frames import FrameMint
-from vdpa_net.testing.guest_driver import LM_LOGGING_CTRL
+from vdpa_net.testing.guest_registers import LM_LOGGING_CTRL
 from vdpa_net.testing.loopback_guest import LoopbackGuest
 
 FRAMES = 40

@@ -55,6 +55,7 @@ def test_fault_fires_and_fails_its_lines(tmp_path: Path, fault: str) -> None:
     assert verdict.exit_code == 1
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("fault", EXPECTED_PACKED)
 def test_fault_fires_and_fails_its_lines_on_packed_rings(tmp_path: Path, fault: str) -> None:
     verdict = migrate(tmp_path, faults=(fault,), packed=True)
@@ -68,7 +69,7 @@ def test_transmit_index_ahead_of_the_ring_fails_its_line(tmp_path: Path) -> None
     assert set(verdict.failed()) in ({RING, "violations"}, {RING, SENT}), report(verdict)
 
 
-@pytest.mark.parametrize("delta", ["+1", "-2"])
+@pytest.mark.parametrize("delta", ["+1", pytest.param("-2", marks=pytest.mark.exhaustive)])
 def test_wrong_receive_ring_state_fails_its_line(tmp_path: Path, delta: str) -> None:
     verdict = migrate(tmp_path, faults=(f"ring-state=vq0:{delta}",))
     assert "ring state vq0" in verdict.failed(), report(verdict)

@@ -43,7 +43,9 @@ def report(verdict: Verdict) -> str:
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, 1, *(pytest.param(n, marks=pytest.mark.exhaustive) for n in range(2, 12))]
+)
 def test_sound_device_passes_every_line(tmp_path: Path, seed: int, packed: bool) -> None:
     verdict = migrate(tmp_path, seed=seed, packed=packed)
     assert verdict.outcome is Outcome.PASS, report(verdict)

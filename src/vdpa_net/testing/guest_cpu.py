@@ -99,9 +99,12 @@ class GuestCpu:
         # Only an interrupt wakes the guest after this, wherever it goes on.
         while any(self._serve(queue) for queue in sorted(self._awake)) or self._awake:
             pass
-        if leave_unsent:
-            self._send(leave_unsent)
-            self.queues.tx.publish()
+        self.leave_unsent(leave_unsent)
+
+    def leave_unsent(self, count: int) -> None:
+        """While it is paused: make `count` more frames available, as if their kick were still under way."""
+        self._send(count)
+        self.queues.tx.publish()
 
     def watch_completion(self, queue: int, used_index: int) -> None:
         """Note in `first_completion` where the buffer had been made available that comes back here."""

@@ -27,7 +27,7 @@ FRAMES_PER_PASS = 250
 PASSES = 6
 UNSENT_AT_STOP = 12
 PATIENCE_S = 30.0
-IDLE_S = 2.0
+IDLE_S = 6.0
 _IDLE_WHEN_DEAD_S = 0.2
 _LOG_OFFSET_BYTES = 3 * 4096
 _SECOND_LOG_OFFSET_BYTES = 5 * 4096
@@ -128,14 +128,14 @@ class LogRound:
 
     def _stop_source(self) -> None:
         guest, seen = self.guest, self.seen
-        guest.pause(leave_unsent=UNSENT_AT_STOP)
+        guest.pause()
         self._paused_at = time.monotonic()
+        seen.in_flight = guest.leave_unsent(UNSENT_AT_STOP)
         for pair, cpu in enumerate(guest.cpus):
             # Frames complete in the order in which they were sent. Those that the device has already taken
             # when the stop begins lie in the loopback or in receive buffers: the stop has to deliver them.
             taken = len(cpu.ledger.completed) + guest.rings[2 * pair + TX].completed
             seen.sent_in_gap.append(frozenset(cpu.ledger.sent[taken:]))
-        seen.in_flight = {f"vq{queue}": ring.in_flight for queue, ring in enumerate(guest.rings)}
         self.moved_at = guest.marks()
         seen.wire_bases = self.front_end.stop()
         self.copy.next_pass()

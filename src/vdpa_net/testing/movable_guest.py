@@ -21,6 +21,7 @@ _LOW_BYTES = 1 << 20
 _HIGH_BYTES, _HIGH_BYTES_PER_PAIR = 1 << 20, 3 << 20
 _RX_SLOTS, _TX_SLOTS = 192, 64
 _HIGH = 1
+_TRIES = 4
 _INDEX_BEFORE_WRAP = 0xFFC0
 
 
@@ -105,10 +106,26 @@ class MovableGuest(Closing):
 
             cpu.run(Wires(kick, front_end.call_fds[first : first + 2]))
 
-    def pause(self, *, leave_unsent: int = 0) -> None:
-        """Stop the CPUs; see GuestCpu.pause."""
+    def pause(self) -> None:
+        """Stop the CPUs."""
         for cpu in self.cpus:
-            cpu.pause(leave_unsent=leave_unsent)
+            cpu.pause()
+
+    def leave_unsent(self, count: int) -> dict[str, int]:
+        """Make `count` more frames available on each pair; how many chains the device then has, by queue.
+
+        A device that is awake may be done with them before anyone can look: then once more.
+        """
+        in_flight: dict[str, int] = {}
+        for pair, cpu in enumerate(self.cpus):
+            rings = {f"vq{2 * pair + queue}": self.rings[2 * pair + queue] for queue in (RX, TX)}
+            for _ in range(_TRIES):
+                cpu.leave_unsent(count)
+                now = {name: ring.in_flight for name, ring in rings.items()}
+                if all(now.values()):
+                    break
+            in_flight |= now
+        return in_flight
 
     def stop_sending(self) -> None:
         """Send no new frames; go on receiving."""
