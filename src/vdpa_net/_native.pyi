@@ -75,6 +75,16 @@ class DmaSpace:
         take those of each (iova, size, address) out of it and mark the pages from `address` on in the log
         that runs. Returns how many pages. Raises DmaError where the source is not mapped writable."""
 
+    def watch_misses(self, event_fd: int | None) -> None:
+        """While there is an eventfd (duplicated), an access to an address without a map is a request: the
+        eventfd is signalled, the queue waits and looks again when a map comes. None: it is a fault again."""
+
+    def take_misses(self) -> list[tuple[int, bool]]:
+        """The requests since the last call: the page's IOVA, and whether it has to be writable."""
+
+    def refuse_miss(self, iova: int) -> None:
+        """There will be no map of this page: accesses to it are faults until it is mapped after all."""
+
     def has_marks(self, iova: int, size: int) -> bool:
         """Whether a bit is set in these bytes of a log. Raises DmaError."""
 

@@ -161,6 +161,27 @@ impl DmaSpace {
         })
     }
 
+    #[pyo3(signature = (event_fd))]
+    fn watch_misses(&self, py: Python<'_>, event_fd: Option<i32>) -> PyResult<()> {
+        let event = event_fd
+            .map(|fd| convert::duplicate(py, fd, "DmaError"))
+            .transpose()?;
+        py.detach(|| self.space.watch_misses(event));
+        Ok(())
+    }
+
+    fn take_misses(&self, py: Python<'_>) -> Vec<(u64, bool)> {
+        let misses = py.detach(|| self.space.take_misses());
+        misses
+            .into_iter()
+            .map(|miss| (miss.iova, miss.write))
+            .collect()
+    }
+
+    fn refuse_miss(&self, py: Python<'_>, iova: u64) {
+        py.detach(|| self.space.refuse_miss(iova));
+    }
+
     fn has_marks(&self, py: Python<'_>, iova: u64, size: u64) -> PyResult<bool> {
         self.detached(py, |space| space.lock().has_marks(Range::new(iova, size)))
     }

@@ -55,6 +55,23 @@ class DeviceHandle(Protocol):
 
 
 @runtime_checkable
+class AsksForMaps(Protocol):
+    """A handle whose device can wait for a map that it misses, as one behind a guest's IOMMU has to.
+
+    VFIO and vfio-user have no message for that, and no register does it.
+    """
+
+    def watch_misses(self, fd: int | None) -> None:
+        """Signal this eventfd when a map is missed, and wait for it; None: don't wait, it is a fault."""
+
+    def take_misses(self) -> list[tuple[int, bool]]:
+        """What was missed since the last call: the page's IOVA, and whether it has to be writable."""
+
+    def refuse_miss(self, iova: int) -> None:
+        """This page will not be mapped."""
+
+
+@runtime_checkable
 class CanAnnounce(Protocol):
     """A handle whose device can be asked to announce a station; no register does that."""
 

@@ -45,6 +45,18 @@ class InProcessHandle(Closing):
         """Make the eventfd the queue's kick; None detaches. Raises AccessError."""
         self._device.set_kick(queue, fd)
 
+    def watch_misses(self, fd: int | None) -> None:
+        """Signal this eventfd when the device misses a map, and let it wait; None: don't wait."""
+        self._device.space.watch_misses(fd)
+
+    def take_misses(self) -> list[tuple[int, bool]]:
+        """What was missed since the last call: IOVA of the page, and whether it has to be writable."""
+        return self._device.space.take_misses()
+
+    def refuse_miss(self, iova: int) -> None:
+        """This page will not be mapped."""
+        self._device.space.refuse_miss(iova)
+
     def announce(self, mac: str) -> None:
         """Announce a station on the device's network. Raises OptionError."""
         self._device.announce(mac)
@@ -57,4 +69,5 @@ class InProcessHandle(Closing):
         """Give the device back: it resets and forgets maps and eventfds. Idempotent."""
         if not self._closed:
             self._closed = True
+            self.watch_misses(None)
             self._device.detach_client()

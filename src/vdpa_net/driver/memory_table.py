@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vdpa_net.driver.device_maps import DmaTarget
 from vdpa_net.errors import ProtocolError, VdpaNetError
@@ -52,6 +52,14 @@ class MappedRegion:
         start = address - self.region.guest_address
         return self._view[start : start + size]
 
+    def guest_address_of(self, user_address: int) -> int:
+        """The guest address of a user address inside of the region."""
+        return self.region.guest_address + user_address - self.region.user_address
+
+    def file_offset_of(self, user_address: int) -> int:
+        """Where a user address inside of the region lies in the file."""
+        return self.region.mmap_offset + user_address - self.region.user_address
+
     def close(self) -> None:
         """Give view and descriptor back."""
         if self._view is not None:
@@ -61,11 +69,20 @@ class MappedRegion:
 
 
 class MemoryTable:
-    """All regions. A change is made whole or not at all; what stays the same stays mapped meanwhile."""
+    """All regions. A change is made whole or not at all; what stays the same stays mapped meanwhile.
+
+    `on_close` is called with a region that goes away before its descriptor is given back.
+    """
 
     def __init__(self, maps: DmaTarget) -> None:
         self._maps = maps
         self._mapped: list[MappedRegion] = []
+        self._direct = True
+        self.on_close: Callable[[MappedRegion], None] = lambda _region: None
+
+    def _close(self, item: MappedRegion) -> None:
+        self.on_close(item)
+        item.close()
 
     @property
     def regions(self) -> list[MemoryRegion]:
@@ -87,9 +104,9 @@ class MemoryTable:
             for item in fresh:
                 item.close()
             raise
-        for item in dropped:
-            item.close()
         self._mapped = [*kept.values(), *fresh]
+        for item in dropped:
+            self._close(item)
 
     def add(self, region: MemoryRegion, fd: int) -> None:
         """Add one region. Raises as `replace` does."""
@@ -108,7 +125,7 @@ class MemoryTable:
             if _identity(item.region) == _identity(region):
                 self._unmap(item)
                 self._mapped.remove(item)
-                item.close()
+                self._close(item)
                 return
         raise ProtocolError(
             f"REM_MEM_REG: no region of {region.size:#x} bytes at guest address {region.guest_address:#x}, "
@@ -121,18 +138,31 @@ class MemoryTable:
             # A device that is gone has no maps.
             with contextlib.suppress(VdpaNetError):
                 self._unmap(item)
-            item.close()
+            self._close(item)
         self._mapped = []
 
     def guest_address(self, user_address: int, size: int, what: str) -> int:
         """Translate a user address. Raises ProtocolError if it is outside of every region."""
+        return self.region_of(user_address, size, what).guest_address_of(user_address)
+
+    def region_of(self, user_address: int, size: int, what: str) -> MappedRegion:
+        """The region with these user addresses. Raises ProtocolError if none has all of them."""
         for item in self._mapped:
             start = user_address - item.region.user_address
             if start >= 0 and start + size <= item.region.size:
-                return item.region.guest_address + start
+                return item
         raise ProtocolError(
             f"{what}: user address {user_address:#x} with {size} bytes is in no memory region"
         )
+
+    def set_direct(self, direct: bool) -> None:
+        """Whether the device reaches the guest's memory by guest physical addresses, or by translations only.
+
+        Raises what the device raises; then nothing has changed.
+        """
+        if direct != self._direct:
+            self._swap([] if direct else self._mapped, self._mapped if direct else [], force=True)
+            self._direct = direct
 
     def u16(self, guest_address: int) -> int:
         """The 16-bit value at a guest address. Raises ProtocolError outside of every region."""
@@ -141,29 +171,33 @@ class MemoryTable:
                 return int.from_bytes(item.read(guest_address, 2), "little")
         raise ProtocolError(f"guest address {guest_address:#x} is in no memory region")
 
-    def _swap(self, dropped: Sequence[MappedRegion], fresh: Sequence[MappedRegion]) -> None:
+    def _swap(
+        self, dropped: Sequence[MappedRegion], fresh: Sequence[MappedRegion], *, force: bool = False
+    ) -> None:
         unmapped: list[MappedRegion] = []
         mapped: list[MappedRegion] = []
         try:
             for item in dropped:
-                self._unmap(item)
+                self._unmap(item, force=force)
                 unmapped.append(item)
             for item in fresh:
-                self._map(item)
+                self._map(item, force=force)
                 mapped.append(item)
         except BaseException:
             for item in mapped:
-                self._unmap(item)
+                self._unmap(item, force=force)
             for item in unmapped:
-                self._map(item)
+                self._map(item, force=force)
             raise
 
-    def _map(self, item: MappedRegion) -> None:
+    def _map(self, item: MappedRegion, *, force: bool = False) -> None:
         region = item.region
-        self._maps.dma_map(region.guest_address, region.size, item.fd, region.mmap_offset)
+        if self._direct or force:
+            self._maps.dma_map(region.guest_address, region.size, item.fd, region.mmap_offset)
 
-    def _unmap(self, item: MappedRegion) -> None:
-        self._maps.dma_unmap(item.region.guest_address, item.region.size)
+    def _unmap(self, item: MappedRegion, *, force: bool = False) -> None:
+        if self._direct or force:
+            self._maps.dma_unmap(item.region.guest_address, item.region.size)
 
 
 def _identity(region: MemoryRegion) -> tuple[int, int, int]:

@@ -15,6 +15,7 @@ from vdpa_net.driver.config_interrupt import ConfigInterrupt
 from vdpa_net.driver.memory_table import MemoryTable
 from vdpa_net.driver.vdpa_driver import VdpaDriver
 from vdpa_net.driver.vhost_config import VhostConfig
+from vdpa_net.driver.vhost_iommu import VhostIommu
 from vdpa_net.driver.vhost_log import VhostLog
 from vdpa_net.driver.vhost_rings import VhostRings
 from vdpa_net.errors import ProtocolError
@@ -38,6 +39,7 @@ VHOST_FEATURES: Final = sum(
         virtio_pci.F_RING_PACKED,
         virtio_pci.F_IN_ORDER,
         virtio_pci.F_ORDER_PLATFORM,
+        virtio_pci.F_ACCESS_PLATFORM,
         virtio_net.F_MTU,
         virtio_net.F_MQ,
         virtio_net.F_MRG_RXBUF,
@@ -59,6 +61,8 @@ end nothing of a queue that the guest has reset (hw/net/virtio-net.c does that f
 
 _KEPT_COMPLAINTS: Final = 64
 
+_ACCESS_PLATFORM: Final = 1 << virtio_pci.F_ACCESS_PLATFORM
+
 _OWN_FEATURES: Final = F_LOG_ALL | F_PROTOCOL_FEATURES
 """vhost's own bits, of which the device knows nothing."""
 
@@ -76,16 +80,19 @@ class VhostBackend:
         self._lock = threading.RLock()
         self.complaints: deque[str] = deque(maxlen=_KEPT_COMPLAINTS)
         self._memory = MemoryTable(driver.maps)
-        self._log = VhostLog(driver, self._lock, lambda: [], self.complaints.append)
+        self._log = VhostLog(driver, self._lock, self.complaints.append)
+        self._iommu = VhostIommu(driver, self._lock, self._memory, self._log, self.complaints.append)
+        self._log.translations = self._iommu.iotlb.translations
         self._config = VhostConfig(driver)
         self._queue_pairs = min(driver.queue_pairs, MAX_QUEUES // 2)
         self._rings = VhostRings(
-            driver, self._memory, 2 * self._queue_pairs, self._lock, self.complaints.append
+            driver, self._iommu, 2 * self._queue_pairs, self._lock, self.complaints.append
         )
         self._rings.needs_enable = lambda: bool(self._features & F_PROTOCOL_FEATURES)
         self._rings.device_features = self._device_features
         self._rings.on_start = self._on_start
-        self._rings.log = lambda: self._log.for_start(translated=False)
+        self._rings.on_stopped = self._log.carry_over
+        self._rings.log = lambda: self._log.for_start(translated=self._iommu.translated)
         self._features = 0
         self._status = 0
         self._channel: BackendChannel | None = None
@@ -97,7 +104,8 @@ class VhostBackend:
 
     def get_features(self) -> int:
         """The device's features that a front end may take, and vhost's own two."""
-        return self._driver.device_features & VHOST_FEATURES | _OWN_FEATURES
+        offered = self._driver.device_features & VHOST_FEATURES | _OWN_FEATURES
+        return offered if self._iommu.is_possible else offered & ~_ACCESS_PLATFORM
 
     def set_features(self, features: int) -> None:
         """Take the acknowledged features; LOG_ALL switches logging at any time."""
@@ -109,6 +117,7 @@ class VhostBackend:
             changed = (features ^ self._features) & ~_OWN_FEATURES
             if changed and self._driver.is_running:
                 raise ProtocolError(f"SET_FEATURES: {features:#x} changes {changed:#x} while the rings run")
+            self._iommu.set_translated(bool(features & _ACCESS_PLATFORM))
             self._log.set_wanted(bool(features & F_LOG_ALL))
             self._features = features
             self._rings.settle()
@@ -253,11 +262,23 @@ class VhostBackend:
             self.rarp_requests.append(text)
             self._driver.announce(text)
 
+    def iotlb_update(self, iova: int, size: int, user_address: int, permissions: int) -> None:
+        """Take a translation; rings that waited for it may start."""
+        with self._lock:
+            self._iommu.update(iova, size, user_address, permissions)
+            self._rings.settle()
+
+    def iotlb_invalidate(self, iova: int, size: int) -> None:
+        """Give translations up; what was marked under them is in the front end's log on return."""
+        with self._lock:
+            self._iommu.iotlb.invalidate(iova, size)
+
     def set_backend_channel(self, channel: BackendChannel, *, takes_config: bool) -> None:
         """Ask the front end by this channel; `takes_config`: it wants to know of changed configuration."""
         with self._lock:
             before, self._channel = self._channel, channel
             self._takes_config = takes_config
+            self._iommu.use_channel(channel)
         if before is not None:
             before.close()
 
@@ -265,6 +286,7 @@ class VhostBackend:
         """The front end is gone: stop, reset, unmap, forget."""
         with self._lock:
             self._rings.forget()
+            misses = self._iommu.disconnected()
             self._memory.clear()
             self._config.reset()
             self._log.close()
@@ -273,6 +295,8 @@ class VhostBackend:
             channel, self._channel = self._channel, None
             interrupt, self._config_interrupt = self._config_interrupt, None
         # Their threads may be waiting for the lock.
+        if misses is not None:
+            misses.close()
         if interrupt is not None:
             interrupt.close()
         if channel is not None:
@@ -286,7 +310,7 @@ class VhostBackend:
         if wanted >> virtio_net.F_MQ & 1:
             # The front end serves the control queue itself; MQ wants one to exist (virtio 1.3, 5.1.3.1).
             wanted |= 1 << virtio_net.F_CTRL_VQ
-        return wanted | self._driver.device_features & 1 << virtio_pci.F_ACCESS_PLATFORM
+        return wanted | self._driver.device_features & _ACCESS_PLATFORM
 
     def _on_start(self) -> None:
         """The device is about to start: its configuration interrupt is ours to take."""

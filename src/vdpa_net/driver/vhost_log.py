@@ -30,16 +30,10 @@ class VhostLog:
     `translations` gives those in force behind a vIOMMU. `complain` is told of marks that found no place.
     """
 
-    def __init__(
-        self,
-        driver: VdpaDriver,
-        lock: threading.RLock,
-        translations: Callable[[], Sequence[Translation]],
-        complain: Callable[[str], None],
-    ) -> None:
+    def __init__(self, driver: VdpaDriver, lock: threading.RLock, complain: Callable[[str], None]) -> None:
         self._driver = driver
         self._lock = lock
-        self._translations = translations
+        self.translations: Callable[[], Sequence[Translation]] = list
         self._wanted = False
         self._translated = False
         self._area: LogArea | None = None
@@ -114,7 +108,7 @@ class VhostLog:
         """Carry the marks of these translations, or of all in force, over to the front end's log."""
         if self._private is None or self._front is None:
             return
-        entries = self._translations() if translations is None else translations
+        entries = self.translations() if translations is None else translations
         if self._front.carry_over(self._private, entries):
             self._signal()
         for complaint in self._front.take_complaints():
@@ -134,7 +128,7 @@ class VhostLog:
     def _for_device(self, area: LogArea) -> LogArea:
         if not self._translated:
             return area
-        ends = [iova + size for iova, size, _ in self._translations()]
+        ends = [iova + size for iova, size, _ in self.translations()]
         self._drop_private()
         self._private = PrivateLog(max(ends, default=1))
         return self._private.area

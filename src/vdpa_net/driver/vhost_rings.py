@@ -20,10 +20,10 @@ from typing import Final
 
 from vdpa_net.driver.discard import Discarder
 from vdpa_net.driver.log_area import LogArea
-from vdpa_net.driver.memory_table import MemoryTable
 from vdpa_net.driver.queue_setup import QueueSetup
 from vdpa_net.driver.timers import Timer
 from vdpa_net.driver.vdpa_driver import VdpaDriver
+from vdpa_net.driver.vhost_iommu import NotTranslated, VhostIommu
 from vdpa_net.driver.vring import Vring, close_fd
 from vdpa_net.errors import ProtocolError, VdpaNetError
 from vdpa_net.wire import virtio_pci
@@ -41,14 +41,15 @@ class VhostRings:
     """All rings. The caller holds the back end's lock, `lock`; ProtocolErrors leave a ring as it was.
 
     `needs_enable` says whether rings wait for SET_VRING_ENABLE, `device_features` what the device is to
-    negotiate, `log` where it is to log from its start on; `on_start` is called before it starts. `complain`
-    is told what went wrong while nobody waited for an answer.
+    negotiate, `log` where it is to log from its start on; `on_start` is called before it starts,
+    `on_stopped` when a ring has stopped and its base was not told yet. `complain` is told what went wrong
+    while nobody waited for an answer.
     """
 
     def __init__(
         self,
         driver: VdpaDriver,
-        memory: MemoryTable,
+        memory: VhostIommu,
         count: int,
         lock: threading.RLock,
         complain: Callable[[str], None],
@@ -64,6 +65,7 @@ class VhostRings:
         self.needs_enable: Callable[[], bool] = lambda: False
         self.device_features: Callable[[], int] = lambda: 0
         self.log: Callable[[], LogArea | None] = lambda: None
+        self.on_stopped: Callable[[], None] = lambda: None
         self.on_start: Callable[[], None] = lambda: None
 
     def set_num(self, index: int, num: int) -> None:
@@ -94,6 +96,7 @@ class VhostRings:
         """Stop the ring; where it stands. After the last ring the device is reset."""
         vring = self._ring(index)
         self._stop(vring)
+        self.on_stopped()
         self._forget_kick(vring)
         if self._driver.is_running and not any(item.is_started for item in self._vrings):
             self._driver.finish()
@@ -148,7 +151,7 @@ class VhostRings:
         """Start what can be started. `all_described`: no further ring is waited for."""
         if not self._memory.regions:
             return
-        ready = [vring for vring in self._vrings if self._is_ready(vring)]
+        ready = [vring for vring in self._vrings if self._is_ready(vring) and self._is_reachable(vring)]
         if self._driver.is_running:
             for vring in ready:
                 if not self._driver.is_enabled(vring.index):
@@ -201,6 +204,14 @@ class VhostRings:
 
     def _is_ready(self, vring: Vring) -> bool:
         return vring.is_started and (vring.enabled or not self.needs_enable())
+
+    def _is_reachable(self, vring: Vring) -> bool:
+        """Whether the ring can be reached now; what is missing has been asked for, and settles it again."""
+        try:
+            self._ring_addresses(vring)
+        except NotTranslated:
+            return False
+        return True
 
     def _start(self, ready: list[Vring]) -> None:
         setups = [self._setup(vring) for vring in ready]

@@ -224,7 +224,7 @@ class VhostFrontEnd(FrontEndConnection, Closing):
 
     def _set_vring_addr(self, index: int) -> None:
         ring = self.rings[index]
-        areas = (self.user_address(area) for area in (ring.desc, ring.device, ring.driver))
+        areas = (self.ring_address(area) for area in (ring.desc, ring.device, ring.driver))
         flags = _VRING_F_LOG if self.log else 0
         self.request(Request.SET_VRING_ADDR, _ADDR.pack(index, flags, *areas, ring.device))
 
@@ -242,6 +242,10 @@ class VhostFrontEnd(FrontEndConnection, Closing):
         if answered != index:
             raise ProtocolError(f"GET_VRING_BASE for queue {index} was answered for queue {answered}")
         return int(base)
+
+    def ring_address(self, address: int) -> int:
+        """What SET_VRING_ADDR says of a ring's area."""
+        return self.user_address(address)
 
     def user_address(self, gpa: int) -> int:
         """Where the front end says that it sees this guest physical address."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import socket
 import struct
+import threading
 from collections.abc import Sequence
 from enum import IntEnum
 from pathlib import Path
@@ -82,6 +83,7 @@ class FrontEndConnection:
         self.protocol_features = 0
         self.sent: list[Request] = []
         self._socket = sock
+        self._lock = threading.RLock()
         self._socket.settimeout(timeout_s)
 
     def get_u64(self, code: Request) -> int:
@@ -96,15 +98,22 @@ class FrontEndConnection:
         if not self.protocol_features & PROTOCOL_REPLY_ACK:
             self.send(code, payload, fds)
             return
-        self.send(code, payload, fds, _NEED_REPLY)
-        answer = self._receive(code)
+        with self._lock:
+            self.send(code, payload, fds, _NEED_REPLY)
+            answer = self._receive(code)
+        self.expect_success(code, answer)
+
+    @staticmethod
+    def expect_success(code: Request, answer: bytes) -> None:
+        """Raises PeerError for an answer that is not a u64 0."""
         if answer != bytes(8):
             raise PeerError(f"{code.name} was answered with {answer.hex() or 'nothing'}, expected a u64 0")
 
     def ask(self, code: Request, payload: bytes = b"", fds: Sequence[int] = ()) -> bytes:
         """Send a message that has a reply of its own; returns the reply's payload."""
-        self.send(code, payload, fds)
-        return self._receive(code)
+        with self._lock:
+            self.send(code, payload, fds)
+            return self._receive(code)
 
     def send(self, code: int, payload: bytes = b"", fds: Sequence[int] = (), flags: int = 0) -> None:
         """Send any message, allowed or not."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import Enum, IntEnum
 
 from vdpa_net.wire.layout import Field, Layout
+from vdpa_net.wire.virtio_pci import F_ACCESS_PLATFORM
 
 VERSION = 1
 VERSION_MASK = 0x3
@@ -231,6 +232,14 @@ _MESSAGES = (
     Message(19, "SEND_RARP", U64, needs=ProtocolFeature.RARP),
     Message(20, "NET_SET_MTU", U64, needs=ProtocolFeature.MTU),
     Message(21, "SET_BACKEND_REQ_FD", needs=ProtocolFeature.BACKEND_REQ, fds=(1, 1)),
+    Message(
+        22,
+        "IOTLB_MSG",
+        IOTLB,
+        optional_bytes=IOTLB.size - IOTLB.offset("padding"),
+        needs_feature=F_ACCESS_PLATFORM,
+        reply=ReplyRule.ACK_ALWAYS,
+    ),
     _config(24, "GET_CONFIG", ReplyRule.VALUE_OR_EMPTY),
     _config(25, "SET_CONFIG", ReplyRule.ACK_IF_ASKED),
     Message(34, "RESET_DEVICE", needs=ProtocolFeature.RESET_DEVICE),
@@ -245,7 +254,6 @@ MESSAGES: Mapping[int, Message] = {message.code: message for message in _MESSAGE
 BY_NAME: Mapping[str, Message] = {message.name: message for message in _MESSAGES}
 
 REFUSED: Mapping[int, str] = {
-    22: "IOTLB_MSG",
     23: "SET_VRING_ENDIAN",
     26: "CREATE_CRYPTO_SESSION",
     27: "CLOSE_CRYPTO_SESSION",

@@ -9,6 +9,7 @@ use parking_lot::RwLockReadGuard;
 use super::fault::Subject;
 use super::intervals::Interval;
 use super::log::{BatchCounts, LogState};
+use super::misses::Miss;
 use super::raw::HostBytes;
 use super::space::{Backing, DmaSpace, Inner};
 use super::{Range, MAX_COPY_BYTES};
@@ -72,6 +73,7 @@ pub struct Memory<'a> {
     next_cached: Cell<usize>,
     log_span: Cell<Span>,
     counts: BatchCounts,
+    missed: Cell<Option<Miss>>,
     pub(super) iovecs: Cell<Vec<libc::iovec>>,
 }
 
@@ -84,6 +86,7 @@ impl<'a> Memory<'a> {
             next_cached: Cell::new(0),
             log_span: Cell::new(Span::NONE),
             counts: BatchCounts::default(),
+            missed: Cell::new(None),
             iovecs: Cell::default(),
         }
     }
@@ -198,7 +201,7 @@ impl Memory<'_> {
         while left.len > 0 {
             let piece = self
                 .piece(left, write)
-                .ok_or_else(|| unmapped(range, left.iova, write))?;
+                .ok_or_else(|| self.unmapped(range, left.iova, write))?;
             visit(piece);
             let len = piece.len() as u64;
             // It can only wrap after the last piece: `piece` refuses ranges that wrap.
@@ -258,7 +261,22 @@ impl Memory<'_> {
         let range = Range { iova, len: 2 };
         // Maps begin and end on pages, so an aligned word lies in one.
         self.piece(range, write)
-            .ok_or_else(|| unmapped(range, iova, write))
+            .ok_or_else(|| self.unmapped(range, iova, write))
+    }
+
+    /// The access that failed for want of a map, if one did.
+    pub(crate) fn missed(&self) -> Option<Miss> {
+        self.missed.get()
+    }
+
+    fn unmapped(&self, range: Range, fault_iova: u64, write: bool) -> Error {
+        self.missed.set(Some(Miss::at(fault_iova, write)));
+        Error::Unmapped {
+            iova: range.iova,
+            len: range.len,
+            fault_iova,
+            write,
+        }
     }
 
     /// The beginning of `range`, as far as it lies in one map.
@@ -307,13 +325,4 @@ pub(super) fn clip(ranges: &[Range], limit: u64) -> impl Iterator<Item = Range> 
         left -= len;
         more.then_some(Range::new(range.iova, len))
     })
-}
-
-fn unmapped(range: Range, fault_iova: u64, write: bool) -> Error {
-    Error::Unmapped {
-        iova: range.iova,
-        len: range.len,
-        fault_iova,
-        write,
-    }
 }

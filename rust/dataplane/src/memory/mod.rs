@@ -31,6 +31,7 @@ mod last_writes;
 mod log;
 mod logging;
 mod mark;
+mod misses;
 mod raw;
 mod sigbus;
 mod space;
@@ -40,6 +41,7 @@ pub use access::Memory;
 pub use fault::MarkFault;
 pub use last_writes::LastWrite;
 pub use log::LogCounters;
+pub use misses::Miss;
 pub use space::DmaSpace;
 pub use transcribe::Translation;
 

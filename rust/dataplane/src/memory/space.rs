@@ -13,6 +13,7 @@ use super::file::{FileMap, FileTable, Wanted};
 use super::intervals::{Interval, IntervalMap};
 use super::log::{BatchCounts, LogState, TotalCounts};
 use super::mark::log_unmapped;
+use super::misses::Misses;
 use super::{Mapping, Range, PAGE_BYTES};
 use crate::error::{Error, Result};
 use crate::violation::{Violation, ViolationLog};
@@ -64,6 +65,7 @@ pub struct DmaSpace {
     holes_reported: AtomicU64,
     pub(super) totals: TotalCounts,
     violations: ViolationLog,
+    pub(super) misses: Misses,
 }
 
 impl DmaSpace {
@@ -80,6 +82,7 @@ impl DmaSpace {
             holes_reported: AtomicU64::new(0),
             totals: TotalCounts::default(),
             violations: ViolationLog::default(),
+            misses: Misses::default(),
         }
     }
 
@@ -142,6 +145,8 @@ impl DmaSpace {
             });
         }
         inner.maps.insert(Interval { first, last, value });
+        drop(inner);
+        self.misses.mapped(first, last);
         Ok(())
     }
 

@@ -151,6 +151,17 @@ pub trait Ring: Send + std::fmt::Debug {
     fn size(&self) -> u16;
 }
 
+/// Check that the areas of a ring are where they were: behind an IOMMU their maps come and go.
+///
+/// Errors: an alignment, an area that is not mapped.
+pub fn check_areas(config: &RingConfig, memory: &Memory<'_>) -> Result<()> {
+    if config.features & F_RING_PACKED != 0 {
+        packed::check_areas(config, memory)
+    } else {
+        split::check_areas(config, memory)
+    }
+}
+
 /// Check `config` and make a ring of it.
 ///
 /// Errors: the size, an alignment, an area that is not mapped, a state that the format can't have.

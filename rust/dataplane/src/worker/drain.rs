@@ -98,11 +98,9 @@ impl Pair {
 
     /// None: the transmit queue does not run, or is broken.
     fn available(&self, state: &mut State) -> Option<u16> {
-        let ring = state.tx.slot.ring.as_deref_mut()?;
-        let result = ring.available(&self.space.lock());
-        result
-            .map_err(|fault| state.tx.slot.break_down(&self.tx, &self.space, fault))
-            .ok()
+        self.look(&mut state.tx, &self.tx, |ring, memory| {
+            ring.available(memory)
+        })
     }
 
     /// Deliver what the back end has, as long as there are buffers.

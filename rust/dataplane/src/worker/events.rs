@@ -54,6 +54,13 @@ impl Events {
         Ok(events)
     }
 
+    /// An eventfd that does what [`Self::wake`] does. Errors: the system gives no file descriptor.
+    pub(super) fn waker(&self) -> Result<EventFd> {
+        self.wake
+            .try_clone()
+            .map_err(|error| Error::State(format!("no eventfd can be duplicated: {error}")))
+    }
+
     /// End the worker's sleep, now or the next one.
     pub(crate) fn wake(&self) {
         // Only a counter at its maximum makes this fail, and then it is signalled already.

@@ -12,8 +12,8 @@ use super::fault::{QueueFault, QueueFaults};
 use super::signal::{new_eventfd, Call, Signal};
 use crate::counters::QueueCounters;
 use crate::error::{Error, Result};
-use crate::memory::{DmaSpace, Memory};
-use crate::ring::{self, Ring, RingConfig, RingFault, RingState, F_IN_ORDER};
+use crate::memory::{DmaSpace, Memory, Miss};
+use crate::ring::{self, Ring, RingConfig, RingFault, RingResult, RingState, F_IN_ORDER};
 use crate::violation::{Violation, ViolationLog};
 
 /// The part of a queue that needs no lock, or its own short one.
@@ -92,6 +92,9 @@ pub(crate) struct Slot {
     /// Changes with every start and stop.
     pub(crate) generation: u64,
     last_state: RingState,
+    config: RingConfig,
+    /// The generation of the maps that lack one that the ring needs.
+    waits_since: Option<u64>,
 }
 
 impl Slot {
@@ -118,6 +121,8 @@ impl Slot {
         drop(memory);
         self.ring = Some(queue.faults.start(ring, config.restored));
         self.features = config.features;
+        self.config = *config;
+        self.waits_since = None;
         self.generation += 1;
         queue.is_running.store(true, Ordering::Release);
         if config.restored {
@@ -152,6 +157,40 @@ impl Slot {
         self.take_out(queue);
         queue.has_broken.store(true, Ordering::Release);
         queue.record(fault.into_violation(queue.index()));
+    }
+
+    /// Whether the ring waits for a map that has not come.
+    pub(crate) fn waits(&self, space: &DmaSpace) -> bool {
+        self.waits_since
+            .is_some_and(|since| since == space.map_generation())
+    }
+
+    /// Check that the ring itself is mapped, where maps come and go. Nothing of it is used between this check and the
+    /// end of the batch that could miss.
+    pub(crate) fn check_areas(&self, space: &DmaSpace, memory: &Memory<'_>) -> RingResult<()> {
+        if space.waits_for_maps() {
+            ring::check_areas(&self.config, memory)?;
+        }
+        Ok(())
+    }
+
+    /// A batch has failed: wait for the map that it `missed` and that can be asked for, else break down. True: it
+    /// waits. `generation` is that of the maps before the batch.
+    pub(crate) fn fail(
+        &mut self,
+        queue: &Queue,
+        space: &DmaSpace,
+        fault: RingFault,
+        missed: Option<Miss>,
+        generation: u64,
+    ) -> bool {
+        if missed.is_some_and(|miss| space.request_map(miss)) {
+            self.publish_what_is_done(queue, space);
+            self.waits_since = Some(generation);
+            return true;
+        }
+        self.break_down(queue, space, fault);
+        false
     }
 
     fn take_out(&mut self, queue: &Queue) {

@@ -23,6 +23,8 @@ pub(crate) enum Ended {
     NoBuffers,
     /// The back end has nothing.
     NoPackets,
+    /// A map has to come first.
+    NoMap,
     /// The back end will never have anything again.
     BackendGone {
         /// How it said so.
@@ -130,9 +132,18 @@ impl Pair {
         inbox: &mut Inbox,
         budget: u16,
     ) -> Option<ReceivedBatch> {
+        const WAITING: ReceivedBatch = ReceivedBatch {
+            packets: 0,
+            ended: Ended::NoMap,
+        };
+        if side.slot.waits(&self.space) {
+            return Some(WAITING);
+        }
         let is_mergeable = side.slot.features & F_MRG_RXBUF != 0;
-        let ring = side.slot.ring.as_deref_mut()?;
+        let generation = self.space.map_generation();
         let memory = self.space.lock();
+        let checked = side.slot.check_areas(&self.space, &memory);
+        let ring = side.slot.ring.as_deref_mut()?;
         let mut batch = Batch {
             pair: self,
             memory: &memory,
@@ -141,8 +152,9 @@ impl Pair {
             inbox,
             is_mergeable,
         };
-        let result = batch.run(budget);
+        let result = checked.and_then(|()| batch.run(budget));
         self.rx.counters.dirtied(&memory);
+        let missed = memory.missed();
         drop(memory);
         match result {
             Ok((received, interrupt)) => {
@@ -151,10 +163,10 @@ impl Pair {
                 }
                 Some(received)
             }
-            Err(fault) => {
-                side.slot.break_down(&self.rx, &self.space, fault);
-                None
-            }
+            Err(fault) => side
+                .slot
+                .fail(&self.rx, &self.space, fault, missed, generation)
+                .then_some(WAITING),
         }
     }
 }

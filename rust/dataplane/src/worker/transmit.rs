@@ -18,13 +18,27 @@ pub(crate) struct Transmitted {
     pub(crate) is_blocked: bool,
 }
 
+impl Transmitted {
+    const NOTHING: Self = Self {
+        chains: 0,
+        is_blocked: false,
+    };
+}
+
 impl Pair {
     /// Send up to `budget` chains under one memory guard. None: the queue is not running (any more).
     pub(super) fn transmit(&self, side: &mut Side, budget: u16) -> Option<Transmitted> {
-        let ring = side.slot.ring.as_deref_mut()?;
+        if side.slot.waits(&self.space) {
+            return Some(Transmitted::NOTHING);
+        }
+        let generation = self.space.map_generation();
         let memory = self.space.lock();
-        let result = self.transmit_batch(&memory, ring, &mut side.chain, budget);
+        let checked = side.slot.check_areas(&self.space, &memory);
+        let ring = side.slot.ring.as_deref_mut()?;
+        let result =
+            checked.and_then(|()| self.transmit_batch(&memory, ring, &mut side.chain, budget));
         self.tx.counters.dirtied(&memory);
+        let missed = memory.missed();
         drop(memory);
         match result {
             Ok((transmitted, interrupt)) => {
@@ -33,10 +47,10 @@ impl Pair {
                 }
                 Some(transmitted)
             }
-            Err(fault) => {
-                side.slot.break_down(&self.tx, &self.space, fault);
-                None
-            }
+            Err(fault) => side
+                .slot
+                .fail(&self.tx, &self.space, fault, missed, generation)
+                .then_some(Transmitted::NOTHING),
         }
     }
 

@@ -14,6 +14,7 @@ from vdpa_net.wire.vhost_user import (
     VRING_INDEX_MASK,
     VRING_NO_FD,
     ConfigFlag,
+    IotlbType,
     MemoryRegion,
     ProtocolFeature,
     VringAddresses,
@@ -95,6 +96,12 @@ class Backend(Protocol):
 
     def reset_device(self) -> None:
         """Disable all rings and return to the initial state; the connection stays."""
+
+    def iotlb_update(self, iova: int, size: int, user_address: int, permissions: int) -> None:
+        """A translation of the guest's IOMMU."""
+
+    def iotlb_invalidate(self, iova: int, size: int) -> None:
+        """Translations that are not valid any more; on return nothing uses them."""
 
     def set_backend_channel(self, channel: BackendChannel, *, takes_config: bool) -> None:
         """Where to ask the front end, taken over; `takes_config`: it negotiated CONFIG."""
@@ -186,6 +193,16 @@ def _send_rarp(backend: Backend, _session: Session, request: Request) -> None:
     backend.send_rarp(request.fields["value"].to_bytes(8, "little")[:6])
 
 
+def _iotlb(backend: Backend, _session: Session, request: Request) -> None:
+    fields, kind = request.fields, request.fields["type"]
+    if kind == IotlbType.UPDATE:
+        backend.iotlb_update(fields["iova"], fields["size"], fields["user_address"], fields["permissions"])
+    elif kind == IotlbType.INVALIDATE:
+        backend.iotlb_invalidate(fields["iova"], fields["size"])
+    else:
+        raise ProtocolError(f"IOTLB_MSG: type {kind} from a front end, expected 2 (update) or 3 (invalidate)")
+
+
 def _set_backend_req_fd(backend: Backend, session: Session, request: Request) -> None:
     channel = BackendChannel(request.fds[0], reply_ack=session.negotiated(ProtocolFeature.REPLY_ACK))
     backend.set_backend_channel(channel, takes_config=session.negotiated(ProtocolFeature.CONFIG))
@@ -232,6 +249,7 @@ _HANDLERS: Mapping[str, _Handler] = {
     "SET_VRING_ENABLE": _vring_state(_enable),
     "SEND_RARP": _send_rarp,
     "NET_SET_MTU": lambda backend, _session, request: backend.set_mtu(request.fields["value"]),
+    "IOTLB_MSG": _iotlb,
     "GET_CONFIG": _get_config,
     "SET_CONFIG": _set_config,
     "RESET_DEVICE": lambda backend, _session, _request: backend.reset_device(),

@@ -145,7 +145,7 @@ fn check_size(size: u32) -> Result<u16> {
     Ok(size as u16)
 }
 
-fn check_areas(config: &RingConfig, memory: &Memory<'_>) -> Result<()> {
+pub(super) fn check_areas(config: &RingConfig, memory: &Memory<'_>) -> Result<()> {
     let ring = Area {
         what: "queue_desc",
         iova: config.desc,

@@ -144,7 +144,7 @@ pub fn event_passed(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
-fn check_areas(config: &RingConfig, memory: &Memory<'_>) -> Result<()> {
+pub(super) fn check_areas(config: &RingConfig, memory: &Memory<'_>) -> Result<()> {
     let entries = u64::from(config.size);
     let areas = [
         (

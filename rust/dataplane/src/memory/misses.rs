@@ -1,0 +1,155 @@
+// SPDX-License-Identifier: Apache-2.0
+//! Accesses to addresses that nobody has mapped yet.
+//!
+//! A device behind an IOMMU that is asked for its translations can't know in advance which addresses a driver will use.
+//! While somebody watches for misses, an access to an address without a map is a request: the queue waits, and looks
+//! again when a map has come. What is refused is a fault, as every such access is while nobody watches.
+
+use std::collections::BTreeSet;
+use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use vmm_sys_util::eventfd::EventFd;
+
+use super::space::DmaSpace;
+use super::PAGE_BYTES;
+
+/// An access without a map: the page, and whether it was a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Miss {
+    /// Address of the page.
+    pub iova: u64,
+    /// Whether it has to be writable.
+    pub write: bool,
+}
+
+impl Miss {
+    pub(super) fn at(iova: u64, write: bool) -> Self {
+        let iova = iova & !(PAGE_BYTES - 1);
+        Self { iova, write }
+    }
+}
+
+#[derive(Debug, Default)]
+struct State {
+    event: Option<EventFd>,
+    pending: BTreeSet<Miss>,
+    refused: BTreeSet<u64>,
+    wakers: Vec<EventFd>,
+}
+
+/// The misses of one DMA space.
+#[derive(Debug, Default)]
+pub(super) struct Misses {
+    is_watched: AtomicBool,
+    generation: AtomicU64,
+    state: Mutex<State>,
+}
+
+impl Misses {
+    pub(super) fn is_watched(&self) -> bool {
+        self.is_watched.load(Ordering::Acquire)
+    }
+
+    /// Changes whenever it is worth to look again.
+    pub(super) fn generation(&self) -> u64 {
+        self.generation.load(Ordering::Acquire)
+    }
+
+    /// None: misses are faults from now on.
+    pub(super) fn watch(&self, event: Option<EventFd>) {
+        let mut state = self.state.lock();
+        self.is_watched.store(event.is_some(), Ordering::Release);
+        state.event = event;
+        state.pending.clear();
+        state.refused.clear();
+        self.look_again(&state);
+    }
+
+    pub(super) fn add_waker(&self, waker: EventFd) {
+        self.state.lock().wakers.push(waker);
+    }
+
+    /// False: it was refused, or nobody watches.
+    pub(super) fn request(&self, miss: Miss) -> bool {
+        let mut state = self.state.lock();
+        if state.refused.contains(&miss.iova) {
+            return false;
+        }
+        let Some(event) = &state.event else {
+            return false;
+        };
+        // It fails only when the counter is at its maximum, and then it is signalled already.
+        let _ = event.write(1);
+        state.pending.insert(miss);
+        true
+    }
+
+    pub(super) fn take(&self) -> Vec<Miss> {
+        std::mem::take(&mut self.state.lock().pending)
+            .into_iter()
+            .collect()
+    }
+
+    pub(super) fn refuse(&self, iova: u64) {
+        let mut state = self.state.lock();
+        state.refused.insert(Miss::at(iova, false).iova);
+        self.look_again(&state);
+    }
+
+    /// [first, last] has been mapped.
+    pub(super) fn mapped(&self, first: u64, last: u64) {
+        if self.is_watched() {
+            let mut state = self.state.lock();
+            state.refused.retain(|page| *page < first || *page > last);
+            self.look_again(&state);
+        }
+    }
+
+    fn look_again(&self, state: &State) {
+        self.generation.fetch_add(1, Ordering::AcqRel);
+        for waker in &state.wakers {
+            let _ = waker.write(1);
+        }
+    }
+}
+
+impl DmaSpace {
+    /// Take accesses without a map for requests, and signal this eventfd at each; None: they are faults again.
+    pub fn watch_misses(&self, event: Option<OwnedFd>) {
+        // SAFETY: the descriptor is open, and owned by nobody any more.
+        let own = |fd: OwnedFd| unsafe { EventFd::from_raw_fd(fd.into_raw_fd()) };
+        self.misses.watch(event.map(own));
+    }
+
+    /// Remove and return the requests since the last call.
+    pub fn take_misses(&self) -> Vec<Miss> {
+        self.misses.take()
+    }
+
+    /// There will be no map for this page: accesses to it are faults, until it is mapped after all.
+    pub fn refuse_miss(&self, iova: u64) {
+        self.misses.refuse(iova);
+    }
+
+    /// Signal this eventfd when a queue that waits for a map should look again.
+    pub(crate) fn wake_for_maps(&self, waker: EventFd) {
+        self.misses.add_waker(waker);
+    }
+
+    /// Whether an access without a map is a request.
+    pub(crate) fn waits_for_maps(&self) -> bool {
+        self.misses.is_watched()
+    }
+
+    /// Changes whenever a queue that waits for a map should look again.
+    pub(crate) fn map_generation(&self) -> u64 {
+        self.misses.generation()
+    }
+
+    /// Ask for a map. False: it was refused, or nobody watches.
+    pub(crate) fn request_map(&self, miss: Miss) -> bool {
+        self.misses.request(miss)
+    }
+}
