@@ -80,10 +80,14 @@ class DmaSpace:
         eventfd is signalled, the queue waits and looks again when a map comes. None: it is a fault again."""
 
     def take_misses(self) -> list[tuple[int, bool]]:
-        """The requests since the last call: the page's IOVA, and whether it has to be writable."""
+        """The requests since the last call: the page's IOVA, and whether it has to be writable. Each is made
+        once, until the page is mapped or the request is retried or refused."""
 
-    def refuse_miss(self, iova: int) -> None:
-        """There will be no map of this page: accesses to it are faults until it is mapped after all."""
+    def retry_miss(self, iova: int, write: bool) -> None:
+        """Nothing came of a request: whoever still needs it shall make it anew."""
+
+    def refuse_miss(self, iova: int, write: bool) -> None:
+        """There will be no such map: the next such access is a fault, unless the page is mapped after all."""
 
     def has_marks(self, iova: int, size: int) -> bool:
         """Whether a bit is set in these bytes of a log. Raises DmaError."""

@@ -178,8 +178,12 @@ impl DmaSpace {
             .collect()
     }
 
-    fn refuse_miss(&self, py: Python<'_>, iova: u64) {
-        py.detach(|| self.space.refuse_miss(iova));
+    fn retry_miss(&self, py: Python<'_>, iova: u64, write: bool) {
+        py.detach(|| self.space.retry_miss(iova, write));
+    }
+
+    fn refuse_miss(&self, py: Python<'_>, iova: u64, write: bool) {
+        py.detach(|| self.space.refuse_miss(iova, write));
     }
 
     fn has_marks(&self, py: Python<'_>, iova: u64, size: u64) -> PyResult<bool> {

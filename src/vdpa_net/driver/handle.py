@@ -65,10 +65,16 @@ class AsksForMaps(Protocol):
         """Signal this eventfd when a map is missed, and wait for it; None: don't wait, it is a fault."""
 
     def take_misses(self) -> list[tuple[int, bool]]:
-        """What was missed since the last call: the page's IOVA, and whether it has to be writable."""
+        """What was missed since the last call: the page's IOVA, and whether it has to be writable.
 
-    def refuse_miss(self, iova: int) -> None:
-        """This page will not be mapped."""
+        Each comes once, until it is mapped, retried or refused.
+        """
+
+    def retry_miss(self, iova: int, write: bool) -> None:
+        """Nothing came of this; whoever still misses it says so again."""
+
+    def refuse_miss(self, iova: int, write: bool) -> None:
+        """This page will not be mapped: the next such access is a fault."""
 
 
 @runtime_checkable

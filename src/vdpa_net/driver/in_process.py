@@ -53,9 +53,13 @@ class InProcessHandle(Closing):
         """What was missed since the last call: IOVA of the page, and whether it has to be writable."""
         return self._device.space.take_misses()
 
-    def refuse_miss(self, iova: int) -> None:
-        """This page will not be mapped."""
-        self._device.space.refuse_miss(iova)
+    def retry_miss(self, iova: int, write: bool) -> None:
+        """Nothing came of a request; whoever still misses the page says so again."""
+        self._device.space.retry_miss(iova, write)
+
+    def refuse_miss(self, iova: int, write: bool) -> None:
+        """This page will not be mapped: the next such access is a fault."""
+        self._device.space.refuse_miss(iova, write)
 
     def announce(self, mac: str) -> None:
         """Announce a station on the device's network. Raises OptionError."""

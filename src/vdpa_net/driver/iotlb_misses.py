@@ -11,23 +11,25 @@ import contextlib
 import os
 import select
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
 
 from vdpa_net.driver.handle import AsksForMaps
 from vdpa_net.transport.vhost_user.channel import BackendChannel
 from vdpa_net.wire.vhost_user import IOTLB_READ, IOTLB_WRITE, IotlbType
 
-ASK_AGAIN_S: Final = 1.0
-"""A request that was not answered is repeated after this time, if somebody still needs it."""
 
+@dataclass(frozen=True)
+class _Request:
+    """A page that is asked for. `of_ring`: by a ring that is to start, not by the device."""
 
-@dataclass
-class _Asked:
-    permissions: int
-    at_s: float
+    iova: int
+    write: bool
+    of_ring: bool = False
+
+    @property
+    def permissions(self) -> int:
+        return IOTLB_WRITE if self.write else IOTLB_READ
 
 
 class IotlbMisses:
@@ -48,7 +50,9 @@ class IotlbMisses:
         self._lock = lock
         self._is_translated = is_translated
         self._on_refused = on_refused
-        self._asked: dict[int, _Asked] = {}
+        self._asked: dict[_Request, int] = {}
+        self._count = 0
+        self._doubtful: set[_Request] = set()
         self._channel: BackendChannel | None = None
         self._closing = False
         self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
@@ -57,30 +61,26 @@ class IotlbMisses:
 
     def watch(self, on: bool) -> None:
         """Take the device's misses for requests, or for the faults that they are without an IOMMU."""
+        self._asked.clear()
+        self._doubtful.clear()
         self._device.watch_misses(self._fd if on else None)
 
     def use_channel(self, channel: BackendChannel | None) -> None:
-        """Ask by this channel; what was asked by another one is asked again when it is needed."""
+        """Ask by this channel, for what is under way, too."""
         self._channel = channel
-        self._asked.clear()
+        under_way, self._asked = self._asked, {}
+        for request in under_way:
+            self._ask(request)
 
-    def ask(self, iova: int, *, write: bool) -> None:
-        """Ask for a page, unless that has been done."""
-        if self._channel is None:
-            return
-        permissions = IOTLB_WRITE if write else IOTLB_READ
-        known = self._asked.get(iova)
-        now_s = time.monotonic()
-        if known is not None and known.permissions & permissions and now_s < known.at_s + ASK_AGAIN_S:
-            return
-        asked = _Asked(permissions | (known.permissions if known is not None else 0), now_s)
-        self._asked[iova] = asked
-        self._channel.iotlb(IotlbType.MISS, iova, permissions, lambda _success: self._answered(iova, asked))
+    def ask_for_ring(self, iova: int) -> None:
+        """Ask for a page of a ring, unless that has been done."""
+        self._ask(_Request(iova, True, of_ring=True))
 
     def updated(self, iova: int, size: int) -> None:
         """There is a translation for these addresses now."""
-        for page in [page for page in self._asked if iova <= page < iova + size]:
-            del self._asked[page]
+        for request in [item for item in self._asked if iova <= item.iova < iova + size]:
+            del self._asked[request]
+        self._doubtful = {item for item in self._doubtful if not iova <= item.iova < iova + size}
 
     def close(self) -> None:
         """Ask no more; misses are faults again. Not with the lock held."""
@@ -101,17 +101,35 @@ class IotlbMisses:
                 return
             with self._lock:
                 for iova, write in self._device.take_misses():
-                    # The translation may have come while the lock was not ours.
-                    if not self._is_translated(iova, write):
-                        self.ask(iova, write=write)
+                    self._ask(_Request(iova, write))
 
-    def _answered(self, iova: int, asked: _Asked) -> None:
+    def _ask(self, request: _Request) -> None:
+        if self._is_translated(request.iova, request.write):
+            # It came while the lock was not ours.
+            self._device.retry_miss(request.iova, request.write)
+        elif self._channel is not None and request not in self._asked:
+            self._count += 1
+            number = self._asked[request] = self._count
+            self._channel.iotlb(
+                IotlbType.MISS,
+                request.iova,
+                request.permissions,
+                lambda _success: self._answered(request, number),
+            )
+
+    def _answered(self, request: _Request, number: int) -> None:
         """The front end is through with a request: an update came before its answer, or none will."""
         with self._lock:
-            if self._closing or self._asked.get(iova) is not asked:
+            if self._closing or self._asked.get(request) != number:
                 return
-            del self._asked[iova]
-            self._device.refuse_miss(iova)
+            del self._asked[request]
+            if not request.of_ring and request not in self._doubtful:
+                # The page may have been given up while the request was under way. Who needs it asks again.
+                self._doubtful.add(request)
+                self._device.retry_miss(request.iova, request.write)
+                return
+            self._doubtful.discard(request)
+            self._device.refuse_miss(request.iova, request.write)
             if self._channel is not None:
-                self._channel.iotlb(IotlbType.ACCESS_FAIL, iova, asked.permissions)
-            self._on_refused(iova)
+                self._channel.iotlb(IotlbType.ACCESS_FAIL, request.iova, request.permissions)
+            self._on_refused(request.iova)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class QueueSetup:
-    """One queue. Addresses are guest physical: `descriptor`, `available` and `used` are the descriptor, the
-    driver and the device area. Of a split queue `used_idx` is the one in memory; the indices of a packed one
-    are in the vhost encoding (offset in bits 14:0, wrap counter in bit 15).
+    """One queue. Addresses are the device's: `descriptor`, `available` and `used` are the descriptor, the
+    driver and the device area; `guest_addresses` is where they begin in guest memory, if not there. Of a
+    split queue `used_idx` is the one in memory; the indices of a packed one are in the vhost encoding (offset
+    in bits 14:0, wrap counter in bit 15).
     """
 
     index: int
@@ -20,13 +21,14 @@ class QueueSetup:
     used: int
     last_avail_idx: int
     used_idx: int
+    guest_addresses: tuple[int, int, int] | None = None
 
 
 @dataclass
 class QueueRecord:
     """What the driver saw of a queue since its last start, for the one who judges a migration.
 
-    Ring states are LM_RING_STATE as read (32 bits), times are CLOCK_MONOTONIC.
+    Addresses are guest physical, ring states are LM_RING_STATE as read (32 bits), times are CLOCK_MONOTONIC.
     """
 
     queue: int

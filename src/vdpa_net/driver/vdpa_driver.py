@@ -129,7 +129,8 @@ class VdpaDriver:
         running = self._need_running()
         self._enable_pairs({setup.index // 2})
         self._select(setup.index)
-        record = QueueRecord(setup.index, setup.size, setup.descriptor, setup.available, setup.used)
+        areas = setup.guest_addresses or (setup.descriptor, setup.available, setup.used)
+        record = QueueRecord(setup.index, setup.size, *areas)
         for name, value in (
             ("queue_size", setup.size),
             ("queue_desc", setup.descriptor),

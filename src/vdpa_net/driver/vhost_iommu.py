@@ -109,8 +109,15 @@ class VhostIommu:
         if page is None:
             return address
         if self._misses is not None:
-            self._misses.ask(page, write=True)
+            self._misses.ask_for_ring(page)
         raise NotTranslated(f"{what}: there is no translation of {page:#x}")
+
+    def guest_addresses(self, areas: tuple[int, int, int]) -> tuple[int, int, int]:
+        """Where three areas, of which the device's addresses are given, begin in guest memory."""
+        if not self.translated:
+            return areas
+        first, second, third = (self.iotlb.guest_address(address, "ring") for address in areas)
+        return first, second, third
 
     def u16(self, address: int) -> int:
         """The 16-bit value at an address of the device. Raises ProtocolError."""

@@ -262,7 +262,9 @@ class VhostRings:
         elif not used_idx:
             # Front ends that know one index only (DPDK's virtio_user) leave the used half 0.
             used_idx = last_avail_idx
-        return QueueSetup(vring.index, vring.num, descriptor, available, used, last_avail_idx, used_idx)
+        areas = (descriptor, available, used)
+        guest = self._memory.guest_addresses(areas)
+        return QueueSetup(vring.index, vring.num, *areas, last_avail_idx, used_idx, guest)
 
     def _ring_addresses(self, vring: Vring) -> tuple[int, int, int]:
         """Guest addresses of descriptor, driver and device area (sizes: virtio 1.3, 2.7 and 2.8.10.1)."""

@@ -35,7 +35,10 @@ impl Miss {
 struct State {
     event: Option<EventFd>,
     pending: BTreeSet<Miss>,
-    refused: BTreeSet<u64>,
+    /// Taken, and neither mapped nor answered. A queue that looks again meanwhile does not ask twice: by the time of the
+    /// second answer the page may be used for something else.
+    asked: BTreeSet<Miss>,
+    refused: BTreeSet<Miss>,
     wakers: Vec<EventFd>,
 }
 
@@ -63,6 +66,7 @@ impl Misses {
         self.is_watched.store(event.is_some(), Ordering::Release);
         state.event = event;
         state.pending.clear();
+        state.asked.clear();
         state.refused.clear();
         self.look_again(&state);
     }
@@ -71,30 +75,40 @@ impl Misses {
         self.state.lock().wakers.push(waker);
     }
 
-    /// False: it was refused, or nobody watches.
+    /// False: it was refused, or nobody watches. A refusal holds for one access.
     pub(super) fn request(&self, miss: Miss) -> bool {
         let mut state = self.state.lock();
-        if state.refused.contains(&miss.iova) {
+        if state.refused.remove(&miss) {
             return false;
         }
         let Some(event) = &state.event else {
             return false;
         };
-        // It fails only when the counter is at its maximum, and then it is signalled already.
-        let _ = event.write(1);
-        state.pending.insert(miss);
+        if !state.asked.contains(&miss) {
+            // It fails only when the counter is at its maximum, and then it is signalled already.
+            let _ = event.write(1);
+            state.pending.insert(miss);
+        }
         true
     }
 
     pub(super) fn take(&self) -> Vec<Miss> {
-        std::mem::take(&mut self.state.lock().pending)
-            .into_iter()
-            .collect()
+        let mut state = self.state.lock();
+        let taken = std::mem::take(&mut state.pending);
+        state.asked.extend(&taken);
+        taken.into_iter().collect()
     }
 
-    pub(super) fn refuse(&self, iova: u64) {
+    pub(super) fn retry(&self, miss: Miss) {
         let mut state = self.state.lock();
-        state.refused.insert(Miss::at(iova, false).iova);
+        state.asked.remove(&miss);
+        self.look_again(&state);
+    }
+
+    pub(super) fn refuse(&self, miss: Miss) {
+        let mut state = self.state.lock();
+        state.asked.remove(&miss);
+        state.refused.insert(miss);
         self.look_again(&state);
     }
 
@@ -102,7 +116,9 @@ impl Misses {
     pub(super) fn mapped(&self, first: u64, last: u64) {
         if self.is_watched() {
             let mut state = self.state.lock();
-            state.refused.retain(|page| *page < first || *page > last);
+            let is_outside = |miss: &Miss| miss.iova < first || miss.iova > last;
+            state.asked.retain(is_outside);
+            state.refused.retain(is_outside);
             self.look_again(&state);
         }
     }
@@ -128,9 +144,14 @@ impl DmaSpace {
         self.misses.take()
     }
 
-    /// There will be no map for this page: accesses to it are faults, until it is mapped after all.
-    pub fn refuse_miss(&self, iova: u64) {
-        self.misses.refuse(iova);
+    /// A request that was taken has come to nothing: whoever still needs it shall make it anew.
+    pub fn retry_miss(&self, iova: u64, write: bool) {
+        self.misses.retry(Miss::at(iova, write));
+    }
+
+    /// There will be no such map: the next such access to the page is a fault, unless it is mapped after all.
+    pub fn refuse_miss(&self, iova: u64, write: bool) {
+        self.misses.refuse(Miss::at(iova, write));
     }
 
     /// Signal this eventfd when a queue that waits for a map should look again.

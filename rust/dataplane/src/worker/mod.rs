@@ -11,6 +11,7 @@ mod queue;
 mod receive;
 mod signal;
 mod transmit;
+mod wait;
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;

@@ -19,9 +19,9 @@ use super::transmit::count_own;
 use crate::backend::{Port, Sent};
 use crate::error::{Error, Result};
 use crate::filter::ReceiveFilter;
-use crate::memory::{DmaSpace, Memory};
+use crate::memory::DmaSpace;
 use crate::net::{HEADER_BYTES, MAX_FRAME_BYTES};
-use crate::ring::{Chain, Ring, RingConfig, RingResult, RingState};
+use crate::ring::{Chain, RingConfig, RingState};
 use crate::violation::{Violation, ViolationLog};
 
 /// Descriptor chains served under one guard of the guest's memory and one hold of the lock.
@@ -318,32 +318,6 @@ impl Pair {
     fn enable_kicks(&self, side: &mut Side, queue: &Queue) -> bool {
         self.look(side, queue, |ring, memory| ring.enable_kicks(memory))
             .unwrap_or(false)
-    }
-
-    /// Look at a ring outside of a batch. None: it does not run, waits for a map, or has just broken.
-    pub(super) fn look<T>(
-        &self,
-        side: &mut Side,
-        queue: &Queue,
-        look: impl FnOnce(&mut dyn Ring, &Memory<'_>) -> RingResult<T>,
-    ) -> Option<T> {
-        if side.slot.waits(&self.space) {
-            return None;
-        }
-        let generation = self.space.map_generation();
-        let memory = self.space.lock();
-        let checked = side.slot.check_areas(&self.space, &memory);
-        let ring = side.slot.ring.as_deref_mut()?;
-        let result = checked.and_then(|()| look(ring, &memory));
-        queue.counters.dirtied(&memory);
-        let missed = memory.missed();
-        drop(memory);
-        result
-            .map_err(|fault| {
-                side.slot
-                    .fail(queue, &self.space, fault, missed, generation)
-            })
-            .ok()
     }
 
     /// The port is in error for good: waiting for it again would be a busy loop.

@@ -163,10 +163,15 @@ impl Pair {
                 }
                 Some(received)
             }
-            Err(fault) => side
-                .slot
-                .fail(&self.rx, &self.space, fault, missed, generation)
-                .then_some(WAITING),
+            Err(fault) => {
+                let waits = side
+                    .slot
+                    .fail(&self.rx, &self.space, fault, missed, generation);
+                waits.then(|| {
+                    self.ask_ahead(side);
+                    WAITING
+                })
+            }
         }
     }
 }

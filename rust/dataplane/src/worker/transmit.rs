@@ -47,10 +47,15 @@ impl Pair {
                 }
                 Some(transmitted)
             }
-            Err(fault) => side
-                .slot
-                .fail(&self.tx, &self.space, fault, missed, generation)
-                .then_some(Transmitted::NOTHING),
+            Err(fault) => {
+                let waits = side
+                    .slot
+                    .fail(&self.tx, &self.space, fault, missed, generation);
+                waits.then(|| {
+                    self.ask_ahead(side);
+                    Transmitted::NOTHING
+                })
+            }
         }
     }
 

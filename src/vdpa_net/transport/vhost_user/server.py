@@ -27,6 +27,7 @@ __all__ = ["Backend", "VhostUserClient", "VhostUserPeer", "VhostUserServer"]
 
 _KEPT_ERRORS = 64
 _KEPT_MESSAGES = 4096
+_NOT_KEPT = ("IOTLB_MSG",)
 _LEAST_PAUSE_S = 0.1
 _MOST_PAUSE_S = 1.0
 
@@ -64,7 +65,8 @@ class VhostUserPeer(ABC, Closing):
 
     def wire_log(self) -> list[dict[str, object]]:
         """The last 4096 messages as they crossed the socket: `monotonic_ns` of their arrival, `message`,
-        `payload` (of the answer, where the message has one of its own)."""
+        `payload` (of the answer, where the message has one of its own). Translations, of which there may be
+        thousands in a second, are left out."""
         with self._lock:
             return list(self._messages)
 
@@ -152,6 +154,8 @@ class VhostUserPeer(ABC, Closing):
         return session.ack(header, success=True) if session.wants_ack(header) else None
 
     def _note(self, arrived_ns: int, name: str, payload: dict[str, object]) -> None:
+        if name in _NOT_KEPT:
+            return
         with self._lock:
             self._messages.append({"monotonic_ns": arrived_ns, "message": name, "payload": payload})
 
