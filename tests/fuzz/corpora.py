@@ -6,7 +6,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Mapping, Sequence
 
-from fuzz.targets import registers, vfio_user
+from fuzz.targets import registers, vfio_user, vhost_user
 
 from vdpa_net.wire.virtio_pci import COMMON_CFG
 
@@ -190,5 +190,80 @@ def _vfio_user() -> dict[str, bytes]:
     return {name: vfio_user.LANGUAGE.write(steps) for name, steps in lists.items()}
 
 
-SEEDS: Mapping[str, Callable[[], dict[str, bytes]]] = {"registers": _registers, "vfio_user": _vfio_user}
+def _vhost_user() -> dict[str, bytes]:
+    negotiated: list[Step] = [("protocol", (0xFFFF_FFFF,)), ("features", (0x1_7000_8000,))]
+    table: Step = ("memory", (0, RAM, 0, PAGES, 0))
+    rings: list[Step] = [
+        step
+        for index in (0, 1)
+        for step in (
+            ("vring", (0, index, 256)),
+            ("vring", (1, index, 0)),
+            ("addresses", (index, 0, *(((index << 16) + at) >> 12 for at in (DESCRIPTORS, AVAILABLE, USED)))),
+            ("eventfd", (0, index, 1)),
+            ("eventfd", (1, index, 1)),
+            ("eventfd", (2, index, 1)),
+            ("vring", (2, index, 1)),
+        )
+    ]
+    chains: list[Step] = [("guest", step[1]) for index in (0, 1) for step in ring(index, write=index == 0)]
+    starts = [*negotiated, table, *chains, *rings, ("status", (15,))]
+    translated: list[Step] = [("protocol", (0xFFFF_FFFF,)), ("features", (0x3_7000_8000,)), table]
+    lists: dict[str, list[Step]] = {
+        "starts": starts,
+        "stops": [
+            *starts,
+            ("vring", (2, 0, 0)),
+            ("vring", (3, 0, 0)),
+            ("vring", (3, 1, 0)),
+            ("status", (0,)),
+        ],
+        "logs": [
+            *starts,
+            ("log", (RAM, 64, LOG >> 12)),
+            ("features", (0x1_7400_8000,)),
+            ("log", (RAM, 128, LOG >> 12)),
+            ("eventfd", (3, 0, 1)),
+            ("features", (0x1_7000_8000,)),
+        ],
+        "adds-memory": [
+            *negotiated,
+            ("memory", (1, RAM, 0, 8, 0)),
+            ("memory", (1, RAM, 64, 8, 8)),
+            *chains,
+            *rings,
+            ("memory", (2, RAM, 64, 8, 8)),
+            ("memory", (2, RAM, 64, 8, 8)),
+            ("memory", (1, 2, 0, 8, 0)),
+        ],
+        "translates": [
+            *translated,
+            *rings,
+            *(("iotlb", (page, 1, page, 3, 2)) for page in (0, 1, 2, 4, 16, 17, 18, 20)),
+            ("iotlb", (0, 32, 0, 0, 3)),
+            ("iotlb", (1, 0, 1, 3, 2)),
+            ("iotlb", (1, 1, 999, 3, 2)),
+        ],
+        "configures": [
+            *negotiated,
+            ("config", (0, 0, 0, bytes(12))),
+            ("config", (1, 0, 1, bytes.fromhex("5254000000aa"))),
+            ("config", (1, 0, 0, bytes(6))),
+            ("config", (0, 250, 0, bytes(12))),
+            ("raw", (20, 9, 0, 0, struct.pack("<Q", 1500))),
+            ("raw", (34, 9, 0, 0, b"")),
+            ("raw", (19, 9, 0, 0, bytes.fromhex("5254000000aa0000"))),
+        ],
+        "asks-in-vain": [("raw", (code, 9, 0, 0, bytes(8))) for code in (17, 23, 31, 41, 47)],
+        "breaks-framing": [("raw", (1, 2, 0, 0, b"")), ("leave", ()), ("raw", (1, 9, 5000, 0, b""))],
+        "comes-and-goes": [*starts, ("leave", ()), *starts, ("leave", ()), ("status", (15,))],
+    }
+    return {name: vhost_user.LANGUAGE.write(steps) for name, steps in lists.items()}
+
+
+SEEDS: Mapping[str, Callable[[], dict[str, bytes]]] = {
+    "registers": _registers,
+    "vfio_user": _vfio_user,
+    "vhost_user": _vhost_user,
+}
 """The seeds of each target, by its name."""

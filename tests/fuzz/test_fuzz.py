@@ -61,6 +61,13 @@ TARGETS = {
         new="        flags =",
         found="a reply, unless none is wanted",
     ),
+    "vhost_user": Target(
+        floor=900,
+        file="src/vdpa_net/driver/memory_table.py",
+        old="        for item in self._mapped:\n            # A device that is gone has no maps.",
+        new="        for item in self._mapped[1:]:\n            # A device that is gone has no maps.",
+        found="a front end that left has memory here",
+    ),
 }
 
 
