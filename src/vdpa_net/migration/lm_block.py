@@ -67,6 +67,7 @@ class LmBlock:
         self._set_pairs = set_pairs
         self.faults: list[RegisterFault] = []
         self._queue_of = {ring_state_name(queue): queue for queue in range(profile.max_queues)}
+        self._asked_on = 0
         self._values = {
             register.name: register.reset for register in profile.registers if self._is_plain(register)
         }
@@ -109,6 +110,8 @@ class LmBlock:
             self._store_pairs(value)
         else:
             self._values[register.name] = value
+            if register.name == "LM_END_ADDR_HIGH" and self._asked_on:
+                self._start_log(self._asked_on)
 
     def reset(self) -> None:
         """Back to the initial values; logging stops after every mark of earlier writes has been made."""
@@ -118,6 +121,7 @@ class LmBlock:
         self._space.barrier()
         self._space.stop_log()
         self._values = dict.fromkeys(self._values, 0)
+        self._asked_on = 0
         if was_logging:
             self._emit("log_stopped", {"reason": "reset"})
 
@@ -166,9 +170,12 @@ class LmBlock:
         if value & ~LOGGING_CTRL_MASK or (value and value not in self.profile.logging_on):
             on = " or ".join(str(item) for item in self.profile.logging_on)
             self._violations.record("lm", "bad_logging_ctrl", value, "LM_LOGGING_CTRL", f"expected 0 or {on}")
-        elif value:
+            return
+        # DPDK's stores are no volatile ones: as Debian compiles them, BASE and END come behind CTRL.
+        self._asked_on = value if self.profile.range_after_ctrl else 0
+        if value and not (self._asked_on and self.end == 0):
             self._start_log(value)
-        elif self.logging:
+        elif not value and self.logging:
             self._stop_log()
 
     def _start_log(self, value: int) -> None:

@@ -33,8 +33,9 @@ class Profile:
     `lm_bar` None puts the block right behind the notify region in its BAR, else it begins at offset 0 of that
     BAR. Ring state of queue i is at `ring_state_offset + (i // 2) * pair_stride + (i % 2) * queue_stride`;
     there are `max_queues` of them, the control queue's included. `logging_on` are the values of
-    LM_LOGGING_CTRL that mean on; 0 means off. `pairs_register` is where the driver says how many queue pairs
-    it uses. With `used_idx_from_ring` a driver may write the avail half of LM_RING_STATE alone.
+    LM_LOGGING_CTRL that mean on; 0 means off. With `range_after_ctrl` a driver may write a log's range behind
+    the on, and logging begins with the high half of END. `pairs_register` is where the driver says how many
+    queue pairs it uses. With `used_idx_from_ring` a driver may write the avail half of LM_RING_STATE alone.
     `control_queue` says that its driver counts on a control queue behind the pairs.
 
     Raises OptionError if the parts don't go together.
@@ -51,6 +52,7 @@ class Profile:
     pair_stride: int = 8
     queue_stride: int = 4
     logging_on: tuple[int, ...] = (1,)
+    range_after_ctrl: bool = False
     pairs_register: int | None = None
     used_idx_from_ring: bool = False
     control_queue: bool = False
@@ -149,6 +151,7 @@ IFCVF: Final = Profile(
     max_queues=2 * 32 + 1,
     pair_stride=0x40,
     logging_on=(1, 3),
+    range_after_ctrl=True,
     pairs_register=0x28,
     control_queue=True,
 )
