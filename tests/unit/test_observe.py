@@ -7,12 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from vdpa_net.lab.migrate.observe import (
-    GuestProgress,
-    QueueObservations,
-    Round,
-    wire_values,
-)
+from vdpa_net.lab.migrate.observe import QueueObservations, Round, wire_values
+from vdpa_net.lab.migrate.ring_memory import GuestProgress
 from vdpa_net.lab.migrate.run import condensed
 from vdpa_net.migration.checks import AuditFindings
 from vdpa_net.migration.verdict import Line, Outcome
@@ -20,7 +16,7 @@ from vdpa_net.migration.verdict import Line, Outcome
 WENT_ON = GuestProgress(ring_size=256, posted=300, completed=280)
 GOOD_QUEUE = QueueObservations(
     queue=1,
-    used_idx_in_ram=1000,
+    used_in_ram=1000,
     register_after_stop=1000 | 1000 << 16,
     wire_get=1000,
     wire_set=1000,

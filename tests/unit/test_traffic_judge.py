@@ -132,6 +132,14 @@ def test_only_a_change_of_queues_may_reorder_a_flow(
     assert violated(given, gap) == (set() if allowed else {"traffic to the guest"})
 
 
+def test_what_the_source_still_sends_after_the_stop_began_changes_no_queue() -> None:
+    drained = replace(report().flows[0], to_guest=replace(TO_GUEST, overtaken={70: 72}))
+    given = TrafficReport(1, (replace(drained, arrivals_ns=(41 * MS, 71 * MS)),), stream=STREAM)
+    gap = replace(GAP, several_queues=True)
+    assert violated(given, gap) == {"traffic to the guest"}
+    assert not violated(given, replace(gap, started_ns=70 * MS))
+
+
 def test_flows_are_judged_one_by_one() -> None:
     flows = (
         FlowReport(0, replace(TO_GUEST, lost=(40, 41)), FROM_GUEST, (51 * MS,)),

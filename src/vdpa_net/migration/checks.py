@@ -8,7 +8,7 @@ Nothing here looks at a device. The caller collects the observations; each funct
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from vdpa_net.migration.verdict import Line, Outcome
@@ -59,23 +59,31 @@ def check_ram(differing: Collection[int], total_pages: int, notes: Mapping[int, 
     )
 
 
-def check_ring_state(queue: int, observed: Mapping[str, int | None], expected: int) -> Line:
-    """Every observation of a net queue's index after its stop says what used->idx in RAM says.
+def check_ring_state(
+    queue: int,
+    observed: Mapping[str, int | None],
+    expected: int,
+    *,
+    reference: str = "used->idx in RAM",
+    show: Callable[[int], str] = str,
+) -> Line:
+    """Every observation of a net queue's index after its stop says what RAM (the `reference`) says.
 
     A net queue is drained when it stops, so last_avail_idx equals used_idx. `observed` maps the name of
-    an observation to its index, or to None where it could not be made, which makes the line NOT RUN.
+    an observation to its index, or to None where it could not be made, which makes the line NOT RUN. `show`
+    writes an index for a person.
     """
     wrong = {name: value for name, value in observed.items() if value is not None and value != expected}
     missing = [name for name, value in observed.items() if value is None]
     outcome = Outcome.FAIL if wrong else Outcome.NOT_RUN if missing or not observed else Outcome.PASS
-    detail = [f"{name} is {value}, used->idx in RAM is {expected}" for name, value in wrong.items()]
+    detail = [f"{name} is {show(value)}, {reference} is {show(expected)}" for name, value in wrong.items()]
     detail += [f"{name} was not observed" for name in missing]
     agree = len(observed) - len(wrong) - len(missing)
     return Line(
         f"ring state vq{queue}",
         outcome,
-        f"{agree} of {len(observed)} observations are {expected}",
-        f"all are used->idx in RAM, {expected}",
+        f"{agree} of {len(observed)} observations are {show(expected)}",
+        f"all are {reference}, {show(expected)}",
         tuple(detail),
     )
 

@@ -73,11 +73,10 @@ def cancel(precopy: Precopy, phase: str) -> CancelOutcome:
     return CancelOutcome(phase, ended.data["status"], state, logging)
 
 
-def traffic_afterwards(endpoint: TrafficEndpoint, stop_request_ns: int | None, pairs: int) -> list[Line]:
+def traffic_afterwards(endpoint: TrafficEndpoint, gap: Gap | None) -> list[Line]:
     """The lines on the traffic over the cancelled migration; a stop of the device allows for a gap."""
     endpoint.wait_received(endpoint.received + PACKETS_AFTERWARDS, PHASE_SECONDS)
     report = endpoint.finish(PHASE_SECONDS)
-    gap = None if stop_request_ns is None else Gap(stop_request_ns, several_queues=pairs > 1)
     return [
         Line(f"cancelled: {line.name}", line.outcome, line.measured, line.expected, line.detail)
         for line in traffic_lines(report, gap)

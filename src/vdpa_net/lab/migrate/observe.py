@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vdpa_net.lab.migrate.ring_memory import GuestProgress, PackedMemory, SplitMemory
 from vdpa_net.migration.checks import (
     AuditFindings,
     check_audit_findings,
@@ -16,9 +17,7 @@ from vdpa_net.migration.checks import (
     check_violations,
 )
 from vdpa_net.migration.verdict import Line, Outcome
-
-USED_IDX_OFFSET_BYTES = 2
-"""Where idx lies in a used or available ring (virtio 1.3, 2.7.6 and 2.7.8)."""
+from vdpa_net.wire.lm import unpack_ring_state
 
 OUT_OF_REACH = {
     "ring state": "the back end's registers and messages can't be seen",
@@ -29,56 +28,45 @@ OUT_OF_REACH = {
 """Claims about a back end that is not ours, and why they can't be examined."""
 
 
-@dataclass(frozen=True)
-class GuestProgress:
-    """How far the guest got on the destination, in buffers since the index at which the source stopped.
-
-    A driver can post at most `ring_size` buffers before it has to take completions: one that has `posted`
-    more than that went on completing from that index, wherever it keeps its own.
-    """
-
-    ring_size: int
-    posted: int
-    completed: int
-
-    @property
-    def is_beyond_the_ring(self) -> bool:
-        """The guest took completions that the destination made."""
-        return 0 < self.ring_size < self.posted < 1 << 15 and self.completed <= self.posted
-
-
 @dataclass
 class QueueObservations:
     """One queue at the switch-over, each value from a place of its own.
 
-    `used_idx_in_ram` is the reference; `register_after_stop` and `register_before_enable` are LM_RING_STATE
-    as the drivers read it (32 bits); `wire_get` and `wire_set` are GET_VRING_BASE's answer and SET_VRING_BASE
-    as they crossed the vhost sockets; `guest` is how the guest went on at the destination.
+    `used_in_ram` is the reference (None: RAM does not tell); `register_after_stop` and
+    `register_before_enable` are LM_RING_STATE as the drivers read it (32 bits); `wire_get` and `wire_set` are
+    GET_VRING_BASE's answer and SET_VRING_BASE as they crossed the vhost sockets; `guest` is how the guest
+    went on at the destination. `packed` says how all of them are to be read.
     """
 
     queue: int
-    used_idx_in_ram: int
+    used_in_ram: int | None
     register_after_stop: int | None = None
     wire_get: int | None = None
     wire_set: int | None = None
     register_before_enable: int | None = None
     guest: GuestProgress | None = None
+    packed: bool = False
 
     def line(self) -> Line:
         """The queue's line: all observations say what RAM says."""
+        kind = PackedMemory if self.packed else SplitMemory
         observed: dict[str, int | None] = {}
-        for name, register in (
-            ("LM_RING_STATE after the stop at the source", self.register_after_stop),
-            ("LM_RING_STATE before queue_enable at the destination", self.register_before_enable),
+        for name, value, has_halves in (
+            ("LM_RING_STATE after the stop at the source", self.register_after_stop, True),
+            ("LM_RING_STATE before queue_enable at the destination", self.register_before_enable, True),
+            ("GET_VRING_BASE answered to the source's QEMU", self.wire_get, self.packed),
+            ("SET_VRING_BASE sent by the destination's QEMU", self.wire_set, self.packed),
         ):
-            observed[f"{name}, last_avail_idx"] = None if register is None else register & 0xFFFF
-            observed[f"{name}, used_idx"] = None if register is None else register >> 16
-        observed["GET_VRING_BASE answered to the source's QEMU"] = self.wire_get
-        observed["SET_VRING_BASE sent by the destination's QEMU"] = self.wire_set
-        line = check_ring_state(self.queue, observed, self.used_idx_in_ram)
-        return self._with_guest(line)
+            observed |= _halves(name, value) if has_halves else {name: value}
+        if self.used_in_ram is None:
+            why = f"{kind.reference} can't be told"
+            return Line(f"ring state vq{self.queue}", Outcome.NOT_RUN, why, "an index in RAM", (why,))
+        line = check_ring_state(
+            self.queue, observed, self.used_in_ram, reference=kind.reference, show=kind.show
+        )
+        return self._with_guest(line, kind.show(self.used_in_ram))
 
-    def _with_guest(self, line: Line) -> Line:
+    def _with_guest(self, line: Line, start: str) -> Line:
         if self.guest is None:
             return replace(
                 line,
@@ -89,7 +77,7 @@ class QueueObservations:
             return replace(line, measured=f"{line.measured}; the guest went on by {self.guest.posted}")
         stuck = (
             f"the guest did not go on: {self.guest.posted} buffers posted, {self.guest.completed} completed "
-            f"since {self.used_idx_in_ram}, expected more than the ring's {self.guest.ring_size}"
+            f"since {start}, expected more than the ring's {self.guest.ring_size}"
         )
         return replace(line, outcome=Outcome.FAIL, detail=(*line.detail, stuck))
 
@@ -153,6 +141,11 @@ class Round:
         if self.audit is None:
             return _not_run("dirty audit", self.audit_problem or "not made")
         return check_audit_findings(self.audit)
+
+
+def _halves(name: str, value: int | None) -> dict[str, int | None]:
+    last_avail_idx, used_idx = (None, None) if value is None else unpack_ring_state(value)
+    return {f"{name}, last_avail_idx": last_avail_idx, f"{name}, used_idx": used_idx}
 
 
 def _worse(left: Outcome, right: Outcome) -> Outcome:

@@ -113,7 +113,10 @@ def condensed(lines: Sequence[Line]) -> list[Line]:
 
 def _common_expectation(lines: Sequence[Line]) -> str:
     expected = {line.expected for line in lines}
-    return expected.pop() if len(expected) == 1 else "all are used->idx in RAM"
+    if len(expected) > 1:
+        # Each round has an index of its own behind the comma.
+        expected = {text.rpartition(", ")[0] for text in expected}
+    return expected.pop() if len(expected) == 1 else "see --json"
 
 
 def figures_table(verdict: Verdict) -> Table:

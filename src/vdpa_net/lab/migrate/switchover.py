@@ -17,20 +17,15 @@ from vdpa_net.lab.migrate.cancel import cancel, traffic_afterwards, wants_pause
 from vdpa_net.lab.migrate.disturb import disturb
 from vdpa_net.lab.migrate.evidence import (
     describe_pages,
+    first_started_ns,
     first_stop_request_ns,
     keep_evidence,
     queue_record,
-    ring_name,
 )
 from vdpa_net.lab.migrate.live import LiveFigures
-from vdpa_net.lab.migrate.observe import (
-    USED_IDX_OFFSET_BYTES,
-    GuestProgress,
-    QueueObservations,
-    Round,
-    wire_values,
-)
+from vdpa_net.lab.migrate.observe import Round
 from vdpa_net.lab.migrate.precopy import Load, Precopy, PrecopyOptions, is_final
+from vdpa_net.lab.migrate.queue_watch import QueueWatch
 from vdpa_net.lab.migrate.timeline import Timeline, host_clock_ns
 from vdpa_net.lab.migrate.topology import GUEST_MAC, FlatTopology, HostedGuest
 from vdpa_net.lab.progress import ProgressCallback
@@ -73,6 +68,7 @@ class RoundRunner:
         self._pairs = topology.options.queue_pairs
         self._watched = source.side.is_watched
         self._round = Round(options.number, options.compares_ram, source.side.name, watched=self._watched)
+        self._queues = QueueWatch(source, self._pairs, self._pace)
         self._load = Load()
         self._violations_before: dict[str, int] = {}
         self._destination: HostedGuest | None = None
@@ -151,7 +147,8 @@ class RoundRunner:
         stop_ns = first_stop_request_ns(self._source.side, self._pairs) if stopped else None
         if wants_pause(phase) and stop_ns is None:
             stop_ns = self._timeline.begun_ns
-        self._round.more_lines += traffic_afterwards(self._endpoint, stop_ns, self._pairs)
+        gap = None if stop_ns is None else Gap(stop_ns, several_queues=self._pairs > 1)
+        self._round.more_lines += traffic_afterwards(self._endpoint, gap)
 
     def _migrate(self) -> None:
         disturbed = bool(self._options.disturbances)
@@ -166,7 +163,8 @@ class RoundRunner:
         if disturbed:
             self._start_traffic()
         precopy.wait_for_load(self._load)
-        before = self._source.side.device("inspect")["queues"] if self._watched else []
+        if self._watched:
+            self._queues.note_release(expects_packed=self._topology.options.packed)
         self._timeline.released_ns = time.monotonic_ns()
         ended = precopy.release()
         self._timeline.ended_ns = ended.seen_ns
@@ -182,33 +180,14 @@ class RoundRunner:
             "pass_starts": precopy.passes(),
         }
         if self._watched:
-            self._round.busy = self._completed_since(before)
-
-    def _completed_since(self, before: list[dict[str, int]]) -> dict[str, int]:
-        """Buffers that each ring completed between the release of the migration and its stop."""
-        completed: dict[str, int] = {}
-        for queue in range(2 * self._pairs):
-            record = queue_record(self._source.side, queue)
-            state = record.get("ring_state_after_stop")
-            name = ring_name(queue, self._pairs)
-            if state is not None:
-                done = ((int(state) >> 16) - before[queue]["used_idx"]) & 0xFFFF
-                completed[f"{name} done since the release"] = done
-            if queue % 2 == 0 and state is not None and record.get("driver") and not self._packed:
-                available = self._source.ram.u16(int(record["driver"]) + USED_IDX_OFFSET_BYTES)
-                completed[f"{name} posted"] = (available - int(state)) & 0xFFFF
-        return completed
-
-    @property
-    def _packed(self) -> bool:
-        return self._topology.options.packed
+            self._round.busy = self._queues.completed_since_release()
 
     # --- observations -------------------------------------------------------------------------------
 
     def _observe_switchover(self) -> None:
         destination = self.arrived()
         if self._watched:
-            self._observe_queues_at_source()
+            self._round.queues = self._queues.at_source()
         if self._options.compares_ram:
             destination.machine.wait_event("MIGRATION", self._pace.phase_s, where=is_final)
             self._say("comparing RAM")
@@ -219,53 +198,12 @@ class RoundRunner:
             self._timeline.compared_ns = time.monotonic_ns()
             destination.machine.qmp("cont")
 
-    def _observe_queues_at_source(self) -> None:
-        wire = wire_values(self._source.side.driver("wire_log"), "GET_VRING_BASE")
-        for queue in range(2 * self._pairs):
-            record = queue_record(self._source.side, queue)
-            if record.get("device") is None:
-                continue
-            used_idx = self._source.ram.u16(int(record["device"]) + USED_IDX_OFFSET_BYTES)
-            self._round.queues.append(
-                QueueObservations(
-                    queue,
-                    used_idx,
-                    register_after_stop=record.get("ring_state_after_stop"),
-                    wire_get=wire.get(queue),
-                )
-            )
-
     def _observe_guest(self) -> None:
         """The guest goes on: it takes completions beyond the index at which the source stopped."""
         self._say("the guest goes on")
         self._endpoint.wait_arrival_after(self._timeline.ended_ns, self._pace.progress_s)
-        for observed in self._round.queues:
-            observed.guest = self._await_progress(observed)
-        if not self._watched:
-            return
-        wire = wire_values(self.arrived().side.driver("wire_log"), "SET_VRING_BASE")
-        for observed in self._round.queues:
-            observed.wire_set = wire.get(observed.queue)
-            record = queue_record(self.arrived().side, observed.queue)
-            observed.register_before_enable = record.get("ring_state_before_enable")
-
-    def _await_progress(self, observed: QueueObservations) -> GuestProgress:
-        """Wait until the guest has posted more buffers than the ring holds: it had to reap in between."""
-        ram = self.arrived().ram
-        deadline = time.monotonic() + self._pace.progress_s
-        progress = GuestProgress(0, 0, 0)
-        while time.monotonic() < deadline and not progress.is_beyond_the_ring:
-            record = queue_record(self.arrived().side, observed.queue)
-            if record.get("driver") is not None and record.get("size"):
-                start = observed.used_idx_in_ram
-                progress = GuestProgress(
-                    int(record["size"]),
-                    (ram.u16(int(record["driver"]) + USED_IDX_OFFSET_BYTES) - start) & 0xFFFF,
-                    (ram.u16(int(record["device"]) + USED_IDX_OFFSET_BYTES) - start) & 0xFFFF,
-                )
-            # The guest's own index is a word in its memory: nobody announces a change of it.
-            time.sleep(self._pace.sample_s)
-        return progress
+        if self._watched:
+            self._queues.at_destination(self._round.queues, self.arrived())
 
     def _observe_traffic(self) -> None:
         self._say("counting packets")
@@ -278,8 +216,8 @@ class RoundRunner:
         if stop_ns is None:
             self._round.traffic_problem = "the source's driver did not stop the receive queue"
             return
-        gap = Gap(stop_ns, several_queues=self._pairs > 1)
         self._note_instants(stop_ns)
+        gap = Gap(stop_ns, several_queues=self._pairs > 1, started_ns=self._timeline.started_ns)
         silence = report.longest_silence(stop_ns, self._timeline.served_again_ns() + SETTLING_NS)
         if silence is not None:
             self._timeline.silence = (silence.start_ns, silence.end_ns)
@@ -305,11 +243,10 @@ class RoundRunner:
     def _note_instants(self, stop_request_ns: int) -> None:
         self._timeline.stop_request_ns = stop_request_ns
         if self._watched:
-            pairs = range(2 * self._pairs)
-            stopped = [queue_record(self._source.side, queue).get("stopped_ns") for queue in pairs]
-            started = [queue_record(self.arrived().side, queue).get("started_ns") for queue in pairs]
+            queues = range(2 * self._pairs)
+            stopped = [queue_record(self._source.side, queue).get("stopped_ns") for queue in queues]
             self._timeline.stopped_ns = max((at for at in stopped if at), default=None)
-            self._timeline.started_ns = min((at for at in started if at), default=None)
+            self._timeline.started_ns = first_started_ns(self.arrived().side, self._pairs)
 
     def _observe_sides(self) -> None:
         try:

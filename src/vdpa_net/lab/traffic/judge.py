@@ -27,11 +27,20 @@ CHANGE_MARGIN_NS = 20_000_000
 
 @dataclass(frozen=True)
 class Gap:
-    """When the source began to stop its first receive queue (CLOCK_MONOTONIC, ns), and whether a flow can
-    change its receive queue after that."""
+    """When the source began to stop its first receive queue, and when the destination's queues ran, if it is
+    known (CLOCK_MONOTONIC, ns); and whether a flow can change its receive queue in between."""
 
     stop_request_ns: int
     several_queues: bool = False
+    started_ns: int | None = None
+
+    @property
+    def may_change_from_ns(self) -> int:
+        """From when on a packet of the guest is one that the destination learns its flow's queue from.
+
+        Before that the source still sends what it had taken.
+        """
+        return self.stop_request_ns if self.started_ns is None else self.started_ns
 
 
 @dataclass
@@ -121,7 +130,7 @@ def _disorder(flow: FlowReport, direction: Direction, gap: Gap | None) -> Iterat
     """Pairs of a late packet and one that overtook it; a change of queues excuses some."""
     changed_ns = None
     if gap is not None and gap.several_queues and direction.sent_ns:
-        changed_ns = next((at for at in flow.arrivals_ns if at > gap.stop_request_ns), None)
+        changed_ns = next((at for at in flow.arrivals_ns if at > gap.may_change_from_ns), None)
     for late, early in direction.overtaken.items():
         if changed_ns is not None:
             sent_before = direction.sent_ns[late] <= changed_ns + CHANGE_MARGIN_NS
