@@ -84,7 +84,9 @@ def test_agent_names_what_is_lost_doubled_and_late(port: int) -> None:
     assert 1003 in report.lost
     assert not {1000, 1001, 1002} & set(report.lost)
     assert report.duplicated == {1002: 1}
-    assert report.overtaken == {1001: 1002}
+    # The endpoint's own first packet may come after those of the test: that is overtaken as well.
+    ours = {sequence: by for sequence, by in report.overtaken.items() if sequence >= 1000}
+    assert ours == {1001: 1002}
 
 
 def test_flow_trickles_while_the_guest_is_behind() -> None:
