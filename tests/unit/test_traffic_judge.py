@@ -118,6 +118,8 @@ def test_gap_is_the_longest_silence_that_overlaps_the_switch_over() -> None:
     [
         ({50: 52}, True, True),
         ({50: 52}, False, False),
+        ({39: 90}, True, True),
+        ({39: 90}, False, False),
         ({80: 82}, True, False),
         ({5: 7}, True, False),
     ],

@@ -6,9 +6,10 @@ the moment at which the source begins to stop its receive queues (what was sent 
 stop delivers it) up to the first packet that the guest received after them.
 
 Order is that of each flow, because each flow has one queue; between flows there is none. With several queue
-pairs a flow can change its receive queue once: the destination's tap chooses one by itself until the guest
-has sent the first packet of the flow there. Packets on different sides of that change were on different
-queues, and may overtake each other.
+pairs a flow can change its receive queue twice: at the switch-over, because the destination's tap knows
+nothing of the source's choice and makes one of its own, and when the guest has sent the first packet of the
+flow there, from which that tap learns. Packets on different sides of a change were on different queues, and
+may overtake each other.
 """
 
 from __future__ import annotations
@@ -35,8 +36,8 @@ class Gap:
     started_ns: int | None = None
 
     @property
-    def may_change_from_ns(self) -> int:
-        """From when on a packet of the guest is one that the destination learns its flow's queue from.
+    def may_learn_from_ns(self) -> int:
+        """From when on a packet of the guest is one that the destination's tap learns its flow's queue from.
 
         Before that the source still sends what it had taken.
         """
@@ -127,17 +128,20 @@ def _when(direction: Direction, sequence: int, gap: Gap | None) -> str:
 
 
 def _disorder(flow: FlowReport, direction: Direction, gap: Gap | None) -> Iterator[tuple[int, int]]:
-    """Pairs of a late packet and one that overtook it; a change of queues excuses some."""
-    changed_ns = None
-    if gap is not None and gap.several_queues and direction.sent_ns:
-        changed_ns = next((at for at in flow.arrivals_ns if at > gap.may_change_from_ns), None)
+    """Pairs of a late packet and one that overtook it; a change of queues in between excuses them."""
+    changes = _changes_ns(flow, gap) if direction.sent_ns else []
     for late, early in direction.overtaken.items():
-        if changed_ns is not None:
-            sent_before = direction.sent_ns[late] <= changed_ns + CHANGE_MARGIN_NS
-            sent_after = direction.sent_ns[early] >= changed_ns - CHANGE_MARGIN_NS
-            if sent_before and sent_after:
-                continue
-        yield late, early
+        late_ns, early_ns = (direction.sent_ns[number] for number in (late, early)) if changes else (0, 0)
+        if not any(late_ns - CHANGE_MARGIN_NS <= at <= early_ns + CHANGE_MARGIN_NS for at in changes):
+            yield late, early
+
+
+def _changes_ns(flow: FlowReport, gap: Gap | None) -> list[int]:
+    """When the flow may have changed its receive queue."""
+    if gap is None or not gap.several_queues:
+        return []
+    learned = next((at for at in flow.arrivals_ns if at > gap.may_learn_from_ns), None)
+    return [gap.stop_request_ns] if learned is None else [gap.stop_request_ns, learned]
 
 
 def _direction_line(name: str, found: _Findings, rest: Unattributed) -> Line:
