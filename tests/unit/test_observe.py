@@ -99,6 +99,12 @@ def test_each_observation_decides_its_own_line(
     assert {key for key, value in wrong.items() if value is not Outcome.PASS} == {name}
 
 
+def test_without_an_audit_there_is_no_line_on_it_and_the_others_hold() -> None:
+    found = outcomes(replace(full_round(), audited=False, audit=None))
+    assert "dirty audit" not in found
+    assert set(found.values()) == {Outcome.PASS}
+
+
 def test_the_last_message_of_a_queue_counts() -> None:
     log = [
         {"message": "SET_VRING_BASE", "payload": {"index": 0, "num": 1}},

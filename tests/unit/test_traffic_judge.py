@@ -139,7 +139,14 @@ def test_what_the_source_still_sends_after_the_stop_began_changes_no_queue() -> 
     given = TrafficReport(1, (replace(drained, arrivals_ns=(41 * MS, 71 * MS)),), stream=STREAM)
     gap = replace(GAP, several_queues=True)
     assert violated(given, gap) == {"traffic to the guest"}
-    assert not violated(given, replace(gap, started_ns=70 * MS))
+    assert not violated(given, replace(gap, started_ns=(70 * MS, 70 * MS)))
+
+
+@pytest.mark.parametrize(("last_ns", "allowed"), [(80 * MS, True), (50 * MS, False)])
+def test_a_flow_may_change_its_queue_until_all_of_the_destinations_run(last_ns: int, allowed: bool) -> None:
+    given = report(to_guest=replace(TO_GUEST, overtaken={79: 81}))
+    gap = Gap(40 * MS, several_queues=True, started_ns=(50 * MS, last_ns))
+    assert violated(given, gap) == (set() if allowed else {"traffic to the guest"})
 
 
 def test_flows_are_judged_one_by_one() -> None:

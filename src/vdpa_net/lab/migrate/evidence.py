@@ -29,10 +29,11 @@ def first_stop_request_ns(side: Side, queue_pairs: int) -> int | None:
     return min(times, default=None)
 
 
-def first_started_ns(side: Side, queue_pairs: int) -> int | None:
-    """When the first of its queues ran (CLOCK_MONOTONIC)."""
+def started_ns(side: Side, queue_pairs: int) -> tuple[int, int] | None:
+    """When the first and the last of its queues ran (CLOCK_MONOTONIC)."""
     found = (queue_record(side, queue).get("started_ns") for queue in range(2 * queue_pairs))
-    return min((int(at_ns) for at_ns in found if at_ns is not None), default=None)
+    times = [int(at_ns) for at_ns in found if at_ns is not None]
+    return (min(times), max(times)) if times else None
 
 
 def ring_name(queue: int, queue_pairs: int) -> str:

@@ -41,6 +41,8 @@ class StartScript:
 for nic in /sys/class/net/*; do
     [ "$(cat "$nic/address")" = {self.mac} ] && name=${{nic##*/}}
 done
+# Bursts (the end of a migration) must not be lost in the guest's own sockets.
+echo 8388608 >/proc/sys/net/core/rmem_default
 ip link set "$name" up
 ip address add {self.address} dev "$name"
 exec "${{0%/*}}/agent" traffic --bind {host}:{self.port} --peer {self.peer}:{self.port} {self.agent_words}

@@ -106,6 +106,11 @@ class MigrateOptions:
             _one_of("disturb", name, DISTURBANCES)
         if "channels" in self.disturbances and self.queue_pairs == 1:
             raise OptionError("--disturb channels: needs --queue-pairs 2 or more")
+        if self.iommu and self.transport != "in-process":
+            raise OptionError(
+                f"--iommu with --transport {self.transport}: the protocol has no message for a missing "
+                f"translation, so the driver does not offer ACCESS_PLATFORM; in-process does"
+            )
         for text in self.faults:
             parse_fault(text, seed=self.seed)
         self._check_guest()

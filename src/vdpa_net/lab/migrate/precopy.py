@@ -48,13 +48,18 @@ def is_final(event: Event) -> bool:
 
 @dataclass(frozen=True)
 class PrecopyOptions:
-    """How to hold. `bandwidth_bytes_per_s` limits every phase; `downtime_limit_ms` is QEMU's, at the end."""
+    """How to hold. `bandwidth_bytes_per_s` limits every phase; `downtime_limit_ms` is QEMU's, at the end.
+
+    Where the device's maps come and go (`audited` is false: a vIOMMU), its writes can't be watched from
+    outside; then the pages that it says it has marked count.
+    """
 
     wanted_pages: int
     one_pass: bool
     downtime_limit_ms: int = 300
     bandwidth_bytes_per_s: int = FULL_SPEED_BYTES_PER_S
     pace: Pace = FLAT
+    audited: bool = True
 
     def limits(self, bytes_per_s: int, downtime_ms: int | None = None) -> dict[str, int]:
         """QEMU's migration parameters."""
@@ -202,7 +207,7 @@ class Precopy:
 
     def _watch(self) -> Mapping[str, int]:
         """Note what QEMU and the device have done so far."""
-        if self.source.side.is_watched:
+        if self.source.side.is_watched and self.options.audited:
             with contextlib.suppress(PeerError):
                 self.source.side.device("audit_end_interval")
         return self.sample()
@@ -225,12 +230,11 @@ class Precopy:
         return 0
 
     def _wait_for_pages(self, load: Load) -> None:
-        device, wanted = self.source.side.device, self.options.wanted_pages
-        device("audit_end_interval", anew=True)
+        wanted, count = self.options.wanted_pages, self._page_count(load)
         deadline = time.monotonic() + self.options.pace.load_s
         step_at = time.monotonic() + EMPTY_STEP_SECONDS
         while time.monotonic() < deadline and not self.has_ended():
-            load.pages = int(device("audit_end_interval", below_page=load.sent_pages))
+            load.pages = count()
             self.say("pre-copy, waiting for the device to write pages anew", min(1.0, load.pages / wanted))
             self.sample()
             if load.pages >= wanted:
@@ -241,6 +245,15 @@ class Precopy:
                 step_at = time.monotonic() + pause
             # The number of written pages is a sample, nobody announces it.
             time.sleep(self.options.pace.sample_s)
+
+    def _page_count(self, load: Load) -> Callable[[], int]:
+        """How many pages the device writes from now on."""
+        device = self.source.side.device
+        if not self.options.audited:
+            before = int(device("inspect")["log"]["pages_marked"])
+            return lambda: int(device("inspect")["log"]["pages_marked"]) - before
+        device("audit_end_interval", anew=True)
+        return lambda: int(device("audit_end_interval", below_page=load.sent_pages))
 
     def _step(self) -> int:
         """Let the only pass go on a little."""

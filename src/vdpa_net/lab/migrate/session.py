@@ -6,12 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vdpa_net.errors import LabError
+from vdpa_net.errors import LabError, OptionError
 from vdpa_net.lab import accelerator, guest, image, quirks
 from vdpa_net.lab.guest import Guest
 from vdpa_net.lab.migrate.guest_kit import StartScript, agent_disk, own_guest, throw_away_copy
 from vdpa_net.lab.migrate.live import LiveFigures
-from vdpa_net.lab.migrate.observe import OUT_OF_REACH, Round
+from vdpa_net.lab.migrate.observe import BEHIND_IOMMU, OUT_OF_REACH, Round
 from vdpa_net.lab.migrate.options import MigrateOptions
 from vdpa_net.lab.migrate.precopy import FULL_SPEED_BYTES_PER_S, MIB, PrecopyOptions
 from vdpa_net.lab.migrate.switchover import RoundOptions, RoundRunner
@@ -76,6 +76,12 @@ class Migration:
         self._progress("trying KVM", None)
         accel = accelerator.choose_accelerator(qemu, small, options.accel, options.cache)
         number = accelerator.qemu_version(qemu)
+        one_pass = quirks.loses_writes_after_second_pass(number, accel)
+        if options.iommu and one_pass:
+            raise OptionError(
+                f"--iommu: QEMU {accelerator.version_text(number)} without KVM migrates in one pass, and "
+                "whether the device wrote behind it can't be seen through a vIOMMU; try --qemu image"
+            )
         self._context = {
             "schema": SCHEMA,
             "command": "migrate",
@@ -107,7 +113,7 @@ class Migration:
             faults=options.faults,
             seed=options.seed,
             msix=not quirks.crashes_with_msix(number, accel),
-            one_pass=quirks.loses_writes_after_second_pass(number, accel),
+            one_pass=one_pass,
             profile=options.profile,
             queue_pairs=options.queue_pairs,
             packed=options.packed,
@@ -169,6 +175,7 @@ class Migration:
             options.downtime_limit_ms,
             FULL_SPEED_BYTES_PER_S if bandwidth is None else bandwidth * MIB,
             topology.pace,
+            audited=not options.iommu,
         )
         # Odd rounds compare RAM, even ones time the gap.
         return RoundOptions(number, number % 2 == 1, precopy, options.cancel_at, options.disturbances)
@@ -188,8 +195,13 @@ class Migration:
             }
             for item in self._rounds
         ]
-        unknown = {} if self._options.backend_sockets is None else dict(OUT_OF_REACH)
-        return Verdict(lines, {**self._context, "commands": self._commands, "rounds": rounds}, unknown)
+        context = {**self._context, "commands": self._commands, "rounds": rounds}
+        return Verdict(lines, context, self._not_checked())
+
+    def _not_checked(self) -> dict[str, str]:
+        if self._options.backend_sockets is not None:
+            return dict(OUT_OF_REACH)
+        return dict(BEHIND_IOMMU) if self._options.iommu else {}
 
     def faults_fired(self) -> dict[str, int]:
         """How often each fault had fired at the end of the last round."""

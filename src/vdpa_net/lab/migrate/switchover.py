@@ -17,10 +17,10 @@ from vdpa_net.lab.migrate.cancel import cancel, traffic_afterwards, wants_pause
 from vdpa_net.lab.migrate.disturb import disturb
 from vdpa_net.lab.migrate.evidence import (
     describe_pages,
-    first_started_ns,
     first_stop_request_ns,
     keep_evidence,
     queue_record,
+    started_ns,
 )
 from vdpa_net.lab.migrate.live import LiveFigures
 from vdpa_net.lab.migrate.observe import Round
@@ -67,7 +67,14 @@ class RoundRunner:
         self._progress, self._live = shown
         self._pairs = topology.options.queue_pairs
         self._watched = source.side.is_watched
-        self._round = Round(options.number, options.compares_ram, source.side.name, watched=self._watched)
+        self._audited = self._watched and options.precopy.audited
+        self._round = Round(
+            options.number,
+            options.compares_ram,
+            source.side.name,
+            watched=self._watched,
+            audited=self._audited,
+        )
         self._queues = QueueWatch(source, self._pairs, self._pace)
         self._load = Load()
         self._violations_before: dict[str, int] = {}
@@ -127,7 +134,7 @@ class RoundRunner:
         destination.qmp("migrate-incoming", {"uri": uri})
         precopy = Precopy(self._source, self._options.precopy, self._endpoint, self._say, self._live)
         precopy.prepare()
-        if self._watched:
+        if self._audited:
             self._source.side.device("audit_arm")
         if not self._options.compares_ram:
             # The destination goes on by itself as soon as it has everything.
@@ -216,8 +223,9 @@ class RoundRunner:
         if stop_ns is None:
             self._round.traffic_problem = "the source's driver did not stop the receive queue"
             return
-        self._note_instants(stop_ns)
-        gap = Gap(stop_ns, several_queues=self._pairs > 1, started_ns=self._timeline.started_ns)
+        started = started_ns(self.arrived().side, self._pairs) if self._watched else None
+        self._note_instants(stop_ns, started)
+        gap = Gap(stop_ns, several_queues=self._pairs > 1, started_ns=started)
         silence = report.longest_silence(stop_ns, self._timeline.served_again_ns() + SETTLING_NS)
         if silence is not None:
             self._timeline.silence = (silence.start_ns, silence.end_ns)
@@ -240,15 +248,15 @@ class RoundRunner:
         stops = [event for event in self._source.machine.session.events() if event.name == "STOP"]
         return host_clock_ns(stops[-1].sent_s) if stops else None
 
-    def _note_instants(self, stop_request_ns: int) -> None:
+    def _note_instants(self, stop_request_ns: int, started: tuple[int, int] | None) -> None:
         self._timeline.stop_request_ns = stop_request_ns
         if self._watched:
             queues = range(2 * self._pairs)
             stopped = [queue_record(self._source.side, queue).get("stopped_ns") for queue in queues]
             self._timeline.stopped_ns = max((at for at in stopped if at), default=None)
-            self._timeline.started_ns = first_started_ns(self.arrived().side, self._pairs)
+            self._timeline.started_ns = None if started is None else started[0]
 
-    def _observe_sides(self) -> None:
+    def _observe_audit(self) -> None:
         try:
             audit = self._source.side.device("audit_result")
             unmarked = [(int(page), int(interval)) for page, interval in audit["unmarked"]]
@@ -260,9 +268,13 @@ class RoundRunner:
                 over_marked=audit["over_marked"],
             )
             self._round.figures["audit_series"] = audit["series"]
-            self._round.pages_after_first_pass = self._load.pages
         except VdpaNetError as error:
             self._round.audit_problem = self._load.problem or str(error)
+
+    def _observe_sides(self) -> None:
+        self._round.pages_after_first_pass = self._load.pages
+        if self._audited:
+            self._observe_audit()
         for side in self._topology.sides:
             snapshot = side.device("inspect")
             new = snapshot["violation_count"] - self._violations_before[side.name]

@@ -6,15 +6,15 @@ the moment at which the source begins to stop its receive queues (what was sent 
 stop delivers it) up to the first packet that the guest received after them.
 
 Order is that of each flow, because each flow has one queue; between flows there is none. With several queue
-pairs a flow can change its receive queue twice: at the switch-over, because the destination's tap knows
-nothing of the source's choice and makes one of its own, and when the guest has sent the first packet of the
-flow there, from which that tap learns. Packets on different sides of a change were on different queues, and
-may overtake each other.
+pairs a flow can change its receive queue: at the switch-over, because the destination's tap knows nothing of
+the source's choice and makes one of its own, until all of its queues run; and when the guest has sent the
+first packet of the flow there, from which that tap learns. Packets on different sides of a change were on
+different queues, and may overtake each other.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vdpa_net.lab.traffic.format import StreamPhase
@@ -28,20 +28,21 @@ CHANGE_MARGIN_NS = 20_000_000
 
 @dataclass(frozen=True)
 class Gap:
-    """When the source began to stop its first receive queue, and when the destination's queues ran, if it is
-    known (CLOCK_MONOTONIC, ns); and whether a flow can change its receive queue in between."""
+    """When the source began to stop its first receive queue, and when the destination's first and last queue
+    ran, if it is known (CLOCK_MONOTONIC, ns); and whether a flow can change its receive queue."""
 
     stop_request_ns: int
     several_queues: bool = False
-    started_ns: int | None = None
+    started_ns: tuple[int, int] | None = None
 
-    @property
-    def may_learn_from_ns(self) -> int:
-        """From when on a packet of the guest is one that the destination's tap learns its flow's queue from.
-
-        Before that the source still sends what it had taken.
-        """
-        return self.stop_request_ns if self.started_ns is None else self.started_ns
+    def changes_ns(self, arrivals_ns: Sequence[int]) -> list[tuple[int, int]]:
+        """Periods in which a flow, whose packets from the guest arrived then, may have changed its queue."""
+        if not self.several_queues:
+            return []
+        first, last = self.started_ns or (self.stop_request_ns, self.stop_request_ns)
+        # Before that the source still sends what it had taken.
+        learned = next((at for at in arrivals_ns if at > first), last)
+        return [(self.stop_request_ns, last), (learned, learned)]
 
 
 @dataclass
@@ -129,19 +130,14 @@ def _when(direction: Direction, sequence: int, gap: Gap | None) -> str:
 
 def _disorder(flow: FlowReport, direction: Direction, gap: Gap | None) -> Iterator[tuple[int, int]]:
     """Pairs of a late packet and one that overtook it; a change of queues in between excuses them."""
-    changes = _changes_ns(flow, gap) if direction.sent_ns else []
+    changes = [] if gap is None or not direction.sent_ns else gap.changes_ns(flow.arrivals_ns)
     for late, early in direction.overtaken.items():
-        late_ns, early_ns = (direction.sent_ns[number] for number in (late, early)) if changes else (0, 0)
-        if not any(late_ns - CHANGE_MARGIN_NS <= at <= early_ns + CHANGE_MARGIN_NS for at in changes):
+        if not any(
+            direction.sent_ns[late] <= until + CHANGE_MARGIN_NS
+            and direction.sent_ns[early] >= since - CHANGE_MARGIN_NS
+            for since, until in changes
+        ):
             yield late, early
-
-
-def _changes_ns(flow: FlowReport, gap: Gap | None) -> list[int]:
-    """When the flow may have changed its receive queue."""
-    if gap is None or not gap.several_queues:
-        return []
-    learned = next((at for at in flow.arrivals_ns if at > gap.may_learn_from_ns), None)
-    return [gap.stop_request_ns] if learned is None else [gap.stop_request_ns, learned]
 
 
 def _direction_line(name: str, found: _Findings, rest: Unattributed) -> Line:
