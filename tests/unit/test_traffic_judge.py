@@ -74,6 +74,17 @@ def test_loss_outside_the_gap_is_named_with_its_time(numbers: tuple[int, ...], n
     assert line.detail[0].startswith(named)
 
 
+def test_what_waits_in_the_tap_may_be_lost_where_a_stop_delivers_nothing() -> None:
+    gap = replace(GAP, drains=False)
+    assert not violated(lost(37, 38, 39, 40, 41), gap)
+    assert lost_in_gap(lost(37, 38, 39, 40, 41), gap) == 5
+    assert not violated(lost(38, 39), gap)
+    for others in ((37, 39, 40), (37, 38)):
+        line = lines(lost(*others), gap)["traffic to the guest"]
+        assert line.outcome is Outcome.FAIL
+        assert line.detail[0].startswith("seq 37 lost")
+
+
 def test_any_loss_towards_the_bridge_fails() -> None:
     assert violated(report(from_guest=replace(FROM_GUEST, lost=(40,)))) == {"traffic to the bridge"}
 

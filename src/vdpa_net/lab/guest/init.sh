@@ -45,6 +45,8 @@ set_up_network() {
     # Bursts (the end of a migration) must not be lost in the guest's own sockets.
     echo 8388608 >/proc/sys/net/core/rmem_default
     echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6
+    # fq_codel, the usual one, drops packets of its own accord when the NIC is slow.
+    echo pfifo_fast >/proc/sys/net/core/default_qdisc
     ip link set lo up
     ip link set eth0 up
     ip address add "$(parameter address)" dev eth0

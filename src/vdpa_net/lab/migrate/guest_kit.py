@@ -43,6 +43,8 @@ for nic in /sys/class/net/*; do
 done
 # Bursts (the end of a migration) must not be lost in the guest's own sockets.
 echo 8388608 >/proc/sys/net/core/rmem_default
+# fq_codel, the usual one, drops packets of its own accord when the NIC is slow.
+echo pfifo_fast >/proc/sys/net/core/default_qdisc
 ip link set "$name" up
 ip address add {self.address} dev "$name"
 exec "${{0%/*}}/agent" traffic --bind {host}:{self.port} --peer {self.peer}:{self.port} {self.agent_words}

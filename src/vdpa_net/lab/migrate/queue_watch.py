@@ -45,9 +45,12 @@ class QueueWatch:
             last_avail_idx, used_idx = unpack_ring_state(int(state))
             ring = self._ring(self._source, record)
             done = ring.completed_since(used_idx, self._before[queue]["used_idx"])
-            completed[f"{name} done since the release"] = done
+            posted = ring.posted_since(last_avail_idx)
             if queue % 2 == 0:
-                completed[f"{name} posted"] = ring.posted_since(last_avail_idx)
+                completed |= {f"{name} done since the release": done, f"{name} posted": posted}
+            else:
+                # A transmit ring is drained when it stops, unless it waits for a translation.
+                completed[f"{name} done since the release or waiting"] = done + posted
         return completed
 
     def at_source(self) -> list[QueueObservations]:

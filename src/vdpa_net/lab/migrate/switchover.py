@@ -154,7 +154,7 @@ class RoundRunner:
         stop_ns = first_stop_request_ns(self._source.side, self._pairs) if stopped else None
         if wants_pause(phase) and stop_ns is None:
             stop_ns = self._timeline.begun_ns
-        gap = None if stop_ns is None else Gap(stop_ns, several_queues=self._pairs > 1)
+        gap = None if stop_ns is None else self._gap(stop_ns)
         self._round.more_lines += traffic_afterwards(self._endpoint, gap)
 
     def _migrate(self) -> None:
@@ -225,7 +225,7 @@ class RoundRunner:
             return
         started = started_ns(self.arrived().side, self._pairs) if self._watched else None
         self._note_instants(stop_ns, started)
-        gap = Gap(stop_ns, several_queues=self._pairs > 1, started_ns=started)
+        gap = self._gap(stop_ns, started)
         silence = report.longest_silence(stop_ns, self._timeline.served_again_ns() + SETTLING_NS)
         if silence is not None:
             self._timeline.silence = (silence.start_ns, silence.end_ns)
@@ -240,6 +240,10 @@ class RoundRunner:
             tap = self.arrived().side.options.tap
             seen = self._topology.announcements.seen(tap, GUEST_MAC, stop_ns)
             self._round.more_lines.append(announcement_line(seen, tap, stop_ns))
+
+    def _gap(self, stop_request_ns: int, started: tuple[int, int] | None = None) -> Gap:
+        drains = not self._topology.options.iommu
+        return Gap(stop_request_ns, several_queues=self._pairs > 1, started_ns=started, drains=drains)
 
     def _stop_request_ns(self) -> int | None:
         """When the source's device began to stop; of a foreign one, when its machine did."""

@@ -244,15 +244,17 @@ def kernel_command_line(options: TopologyOptions, *words: str) -> str:
     """The guest's kernel command line, with more words for the kernel."""
     address = f"{GUEST_ADDRESS}/{PREFIX_LENGTH}"
     agent = ",".join(agent_words(options.memory_mib, options.dirty_kib_per_s))
+    # A network of the user's has a link address of its own, which the guest asks for.
+    known = {"peer_mac": LAB_MAC} if options.backend_sockets is None else {}
     return options.guest.append(
         "traffic",
         *(("intel_iommu=on",) if options.iommu else ()),
         *words,
         address=address,
         peer=LAB_ADDRESS,
-        peer_mac=LAB_MAC,
         port=DEFAULT_PORT,
         agent=agent,
+        **known,
     )
 
 
