@@ -24,18 +24,20 @@ class QueueWatch:
         self._pairs = queue_pairs
         self._pace = pace
         self._packed = False
+        self._since = ""
         self._before: list[dict[str, int]] = []
 
-    def note_release(self, *, expects_packed: bool) -> None:
-        """Note where the queues stand before the migration is let go. Raises LabError for the wrong rings."""
+    def note(self, moment: str, *, expects_packed: bool) -> None:
+        """Note where the queues stand at a moment before their stop. Raises LabError for the wrong rings."""
+        self._since = moment
         snapshot = self._source.side.device("inspect")
         self._packed = "RING_PACKED" in snapshot["features"]
         if expects_packed and not self._packed:
             raise LabError("the guest's driver has not negotiated RING_PACKED: its rings are split ones")
         self._before = snapshot["queues"]
 
-    def completed_since_release(self) -> dict[str, int]:
-        """Buffers that each ring completed between the release and its stop, and had posted at the stop."""
+    def completed_since_noted(self) -> dict[str, int]:
+        """Buffers that each ring completed from the moment noted to its stop, and had posted then."""
         completed: dict[str, int] = {}
         for queue in range(2 * self._pairs):
             record = queue_record(self._source.side, queue)
@@ -47,10 +49,10 @@ class QueueWatch:
             done = ring.completed_since(used_idx, self._before[queue]["used_idx"])
             posted = ring.posted_since(last_avail_idx)
             if queue % 2 == 0:
-                completed |= {f"{name} done since the release": done, f"{name} posted": posted}
+                completed |= {f"{name} done since {self._since}": done, f"{name} posted": posted}
             else:
                 # A transmit ring is drained when it stops, unless it waits for a translation.
-                completed[f"{name} done since the release or waiting"] = done + posted
+                completed[f"{name} done since {self._since}, or waiting"] = done + posted
         return completed
 
     def at_source(self) -> list[QueueObservations]:

@@ -169,9 +169,12 @@ class RoundRunner:
             disturb(self._source, name, self._pairs)
         if disturbed:
             self._start_traffic()
+        if self._topology.options.iommu:
+            # Each packet waits for translations there: hundreds of milliseconds can pass without one.
+            self._note_queues("the second pass")
         precopy.wait_for_load(self._load)
-        if self._watched:
-            self._queues.note_release(expects_packed=self._topology.options.packed)
+        if not self._topology.options.iommu:
+            self._note_queues("the release")
         self._timeline.released_ns = time.monotonic_ns()
         ended = precopy.release()
         self._timeline.ended_ns = ended.seen_ns
@@ -187,7 +190,11 @@ class RoundRunner:
             "pass_starts": precopy.passes(),
         }
         if self._watched:
-            self._round.busy = self._queues.completed_since_release()
+            self._round.busy = self._queues.completed_since_noted()
+
+    def _note_queues(self, moment: str) -> None:
+        if self._watched:
+            self._queues.note(moment, expects_packed=self._topology.options.packed)
 
     # --- observations -------------------------------------------------------------------------------
 
