@@ -75,7 +75,7 @@ def test_loss_outside_the_gap_is_named_with_its_time(numbers: tuple[int, ...], n
 
 
 def test_what_waits_in_the_tap_may_be_lost_where_a_stop_delivers_nothing() -> None:
-    gap = replace(GAP, drains=False)
+    gap = replace(GAP, waiting_since_ns=37 * MS)
     assert not violated(lost(37, 38, 39, 40, 41), gap)
     assert lost_in_gap(lost(37, 38, 39, 40, 41), gap) == 5
     assert not violated(lost(38, 39), gap)
@@ -83,6 +83,7 @@ def test_what_waits_in_the_tap_may_be_lost_where_a_stop_delivers_nothing() -> No
         line = lines(lost(*others), gap)["traffic to the guest"]
         assert line.outcome is Outcome.FAIL
         assert line.detail[0].startswith("seq 37 lost")
+    assert violated(lost(36, 37, 38, 39, 40), gap) == {"traffic to the guest"}
 
 
 def test_any_loss_towards_the_bridge_fails() -> None:

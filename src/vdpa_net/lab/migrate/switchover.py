@@ -249,8 +249,14 @@ class RoundRunner:
             self._round.more_lines.append(announcement_line(seen, tap, stop_ns))
 
     def _gap(self, stop_request_ns: int, started: tuple[int, int] | None = None) -> Gap:
-        drains = not self._topology.options.iommu
-        return Gap(stop_request_ns, several_queues=self._pairs > 1, started_ns=started, drains=drains)
+        waiting_ns: int | None = None
+        if not self._watched:
+            # QEMU's event STOP comes when its devices have stopped.
+            waiting_ns = self._timeline.released_ns
+        elif self._topology.options.iommu:
+            waiting_ns = self._timeline.begun_ns
+        several = self._pairs > 1
+        return Gap(stop_request_ns, several, started, waiting_since_ns=waiting_ns)
 
     def _stop_request_ns(self) -> int | None:
         """When the source's device began to stop; of a foreign one, when its machine did."""

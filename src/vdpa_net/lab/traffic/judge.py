@@ -32,14 +32,15 @@ class Gap:
     """When the source began to stop its first receive queue, and when the destination's first and last queue
     ran, if it is known (CLOCK_MONOTONIC, ns); and whether a flow can change its receive queue.
 
-    `drains` says whether the stop delivers what is in the tap. Behind a vIOMMU it can't: the front end, which
-    waits for the stop, gives no translations meanwhile.
+    The stop delivers what is in the tap, unless `waiting_since_ns` says that packets sent since then may wait
+    there in vain, right up to the stop: behind a vIOMMU, because the front end, which waits for the stop,
+    gives no translations meanwhile; and where only the time at which a stop was over is known.
     """
 
     stop_request_ns: int
     several_queues: bool = False
     started_ns: tuple[int, int] | None = None
-    drains: bool = True
+    waiting_since_ns: int | None = None
 
     def changes_ns(self, arrivals_ns: Sequence[int]) -> list[tuple[int, int]]:
         """Periods in which a flow, whose packets from the guest arrived then, may have changed its queue."""
@@ -125,9 +126,10 @@ def _losses(direction: Direction, gap: Gap) -> tuple[list[int], list[int]]:
     rest = direction.lost[len(early) :]
     inside = [sequence for index, sequence in enumerate(rest) if sequence == rest[0] + index]
     late = [*rest[len(inside) :]]
-    if not gap.drains:
+    if gap.waiting_since_ns is not None:
         next_sent = bisect_left(direction.sent_ns, gap.stop_request_ns)
-        while early and early[-1] == next_sent - 1:
+        first = bisect_left(direction.sent_ns, gap.waiting_since_ns)
+        while early and early[-1] == next_sent - 1 >= first:
             next_sent = early.pop()
             inside.insert(0, next_sent)
     return [*early, *late], inside
