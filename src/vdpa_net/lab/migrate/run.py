@@ -121,7 +121,8 @@ def _common_expectation(lines: Sequence[Line]) -> str:
 
 def figures_table(verdict: Verdict) -> Table:
     """What was measured in each round, for a person."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    # One blank between columns: it has to fit a terminal of 80.
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for heading in (
         "round",
         "from",
