@@ -28,6 +28,7 @@ class MappedRegion:
         _check_region(region)
         self.region = region
         self.fd = os.dup(fd)
+        self.times_added = 1
         self._view: mmap.mmap | None = None
         try:
             size = os.fstat(self.fd).st_size
@@ -105,11 +106,21 @@ class MemoryTable:
                 item.close()
             raise
         self._mapped = [*kept.values(), *fresh]
+        for item in self._mapped:
+            item.times_added = 1
         for item in dropped:
             self._close(item)
 
     def add(self, region: MemoryRegion, fd: int) -> None:
-        """Add one region. Raises as `replace` does."""
+        """Add one region. Raises as `replace` does.
+
+        One that is there already, the same file and all, is there once more: QEMU 7.2 adds, and removes, each
+        region once per queue pair.
+        """
+        for known in self._mapped:
+            if _same_file(known, [region], [fd]):
+                known.times_added += 1
+                return
         _check_table([*self.regions, region])
         item = MappedRegion(region, fd)
         try:
@@ -123,6 +134,9 @@ class MemoryTable:
         """Remove the region with this guest address, user address and size. Raises ProtocolError."""
         for item in self._mapped:
             if _identity(item.region) == _identity(region):
+                if item.times_added > 1:
+                    item.times_added -= 1
+                    return
                 self._unmap(item)
                 self._mapped.remove(item)
                 self._close(item)
