@@ -123,6 +123,13 @@ class VhostRings:
         self._driver.bind_call(index, vring.call)
         self._discarder.bind_call(index, vring.call)
         close_fd(before)
+        if vring.call is not None and self._is_served(vring):
+            # QEMU sends the kick, which starts a ring, before the call, and clears the call of before: an
+            # interrupt in between, that of a restored start first of all, would be lost for good.
+            with contextlib.suppress(OSError):
+                # A front end that has filled the counter must not stop us.
+                os.set_blocking(vring.call, False)
+                os.eventfd_write(vring.call, 1)
 
     def set_err(self, index: int, fd: int | None) -> None:
         """Where to tell of a broken ring."""
