@@ -10,19 +10,18 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from vdpa_net.bench.native import DEVICE_CPU, FRONT_END_CPU, Peers
-from vdpa_net.errors import LabError, MissingTool
+from vdpa_net.errors import LabError, MissingTool, VdpaNetError
+from vdpa_net.lab.console import LineReader
 from vdpa_net.lab.image import Image
 from vdpa_net.lab.side import SideProcess
 
 DPDK_START_SECONDS = 30
 DPDK_DRIVERS = ("bus_vdev", "mempool_ring", "net_vhost", "net_null", "net_tap")
-POLL_SECONDS = 0.05
 
 
 class Device:
@@ -62,7 +61,6 @@ class Dpdk:
 
     def __init__(self, name: str, port: str, image: Image, directory: Path, queue_pairs: int = 1) -> None:
         self.socket = directory / f"{name}.sock"
-        self._log = directory / f"{name}.log"
         testpmd = image.program("usr/bin/dpdk-testpmd")
         if not Path(testpmd.command[-1]).is_file():
             raise MissingTool(f"the lab image {image.root} has no testpmd: run `vdpa-net lab build`")
@@ -74,23 +72,26 @@ class Dpdk:
             *("--file-prefix", f"vdpa-net-bench-{os.getpid()}-{name}"),
             *("--vdev", f"net_vhost0,iface={self.socket},queues={queue_pairs}", "--vdev", port),
             *("--", "--no-mlockall", "--forward-mode=io", "--nb-cores=1", "--auto-start", "--no-numa"),
+            # The link of a vhost port is down until its front end comes, and testpmd would wait for it.
+            "--disable-link-check",
             *("--total-num-mbufs=32768", f"--rxq={queue_pairs}", f"--txq={queue_pairs}"),
         )
-        with self._log.open("wb") as log:
+        # On a terminal its lines come at once, not when a buffer is full.
+        reader, terminal = os.openpty()
+        try:
             # testpmd ends when its standard input does.
             self._process = subprocess.Popen(
-                arguments, env=testpmd.env(), stdin=subprocess.PIPE, stdout=log, stderr=log
+                arguments, env=testpmd.env(), stdin=subprocess.PIPE, stdout=terminal, stderr=terminal
             )
-        self._wait_ready()
+        finally:
+            os.close(terminal)
+        self._output = LineReader(reader, directory / f"{name}.log", name)
+        try:
+            self._output.wait_for("Press enter to exit", DPDK_START_SECONDS)
+        except VdpaNetError as error:
+            self._process.kill()
+            raise LabError(f"testpmd did not start: {error}") from error
         self._process.send_signal(signal.SIGSTOP)
-
-    def _wait_ready(self) -> None:
-        deadline = time.monotonic() + DPDK_START_SECONDS
-        while "Press enter to exit" not in self._log.read_text(errors="replace"):
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self._process.kill()
-                raise LabError(f"testpmd did not start: {self._log.read_text(errors='replace')[-2000:]}")
-            time.sleep(POLL_SECONDS)
 
     @contextmanager
     def turn(self) -> Iterator[Path]:
