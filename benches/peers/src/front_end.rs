@@ -23,6 +23,8 @@ const GSO_FEATURES: u64 = 1 | 1 << 11;
 const RECEIVE_BUFFER_BYTES: usize = 2048 - 64;
 /// A full look at the rings between two looks at the clock.
 const TURNS: u32 = 64;
+const WAKE_UP: Duration = Duration::from_secs(1);
+const END: Duration = Duration::from_millis(5);
 const PAUSE: Duration = Duration::from_micros(20);
 const WARM_UP_SECONDS: f64 = 0.1;
 
@@ -182,7 +184,8 @@ fn burst(options: &Options, queues: &mut [Queue], interface: &str) -> Result<Val
         let started = std::time::Instant::now();
         let mut last = started;
         receive.fill();
-        while last.elapsed().as_millis() < 5 {
+        // A device that sleeps takes its time to wake up; once frames come, a pause is the end.
+        while last.elapsed() < if last == started { WAKE_UP } else { END } {
             if receive.turn() > 0 {
                 last = std::time::Instant::now();
             }

@@ -7,7 +7,8 @@ pub const HEADER_BYTES: usize = 12;
 const ETHERTYPE_IPV4: [u8; 2] = [0x08, 0x00];
 const ETHERTYPE_EXPERIMENTAL: [u8; 2] = [0x88, 0xb5];
 const SOURCE: [u8; 6] = [0x52, 0x54, 0x00, 0xbe, 0x0c, 0x01];
-const DESTINATION: [u8; 6] = [0x52, 0x54, 0x00, 0xbe, 0x0c, 0x02];
+/// Everybody: a device's receive filter lets it pass, whatever the device's address.
+const DESTINATION: [u8; 6] = [0xff; 6];
 const ETHERNET_BYTES: usize = 14;
 const IP_BYTES: usize = 20;
 const TCP_BYTES: usize = 20;

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import threading
@@ -99,6 +100,11 @@ class LineReader:
             return os.read(self._fd, CHUNK_BYTES)
         except ConnectionError:
             return b""
+        except OSError as error:
+            # A terminal whose other side is closed.
+            if error.errno == errno.EIO:
+                return b""
+            raise
 
     def _append(self, raw: list[bytes], *, ended: bool = False) -> None:
         with self._changed:
