@@ -11,6 +11,7 @@ import gc
 import os
 import queue
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -70,6 +71,15 @@ def require_lab() -> None:
     """What marker `vm` stands for, apart from the lab image: the rights and the tools to use it."""
     require_tap()
     require_tool("mmdebstrap")
+
+
+def pytest_configure() -> None:
+    """Ctrl-C reaches what tests start, also where the suite runs in the background of a script.
+
+    Such a suite is born with SIGINT ignored, and every process it starts would be too.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -261,6 +261,7 @@ def test_an_interrupted_migration_leaves_no_process(
         code = running.end(number)
     finally:
         running.process.kill()
+        running.process.wait()
     assert code != 0
     wait_gone(children)
 
