@@ -38,8 +38,8 @@ impl Flood {
         Ok(Self { socket, frame })
     }
 
-    /// Send up to 32 frames; how many the interface took.
-    pub fn burst(&self) -> usize {
+    /// Send up to `count` frames, 32 at most; how many the interface took.
+    fn burst(&self, count: usize) -> usize {
         let mut part = libc::iovec {
             iov_base: self.frame.as_ptr().cast_mut().cast(),
             iov_len: self.frame.len(),
@@ -55,22 +55,23 @@ impl Flood {
             libc::sendmmsg(
                 self.socket.as_raw_fd(),
                 messages.as_mut_ptr(),
-                BATCH as u32,
+                count.min(BATCH) as u32,
                 0,
             )
         };
         usize::try_from(sent).unwrap_or(0)
     }
 
-    /// Send `frames` frames, as far as the interface's queue takes them.
-    pub fn fill(&self, frames: usize) {
+    /// Send `frames` frames, as far as the interface's queue takes them; how many it took.
+    pub fn fill(&self, frames: u64) -> u64 {
         let mut sent = 0;
         while sent < frames {
-            match self.burst() {
-                0 => return,
-                count => sent += count,
+            match self.burst(BATCH.min((frames - sent) as usize)) {
+                0 => break,
+                count => sent += count as u64,
             }
         }
+        sent
     }
 }
 
@@ -109,7 +110,7 @@ pub fn run(arguments: &mut Arguments) -> Result<Value> {
     let clock = Clock::start(seconds);
     let mut frames = 0;
     while !clock.is_over() {
-        frames += flood.burst() as u64;
+        frames += flood.burst(BATCH) as u64;
     }
     Ok(clock.report(frames))
 }

@@ -8,10 +8,10 @@ use serde_json::Value;
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
 
 use crate::arguments::Arguments;
+use crate::burst;
 use crate::clock::Clock;
 use crate::driver::{Direction, Queue, QueueShape};
 use crate::error::{Error, Result};
-use crate::flood::Flood;
 use crate::memory::Memory;
 use crate::packet;
 use crate::session::Session;
@@ -23,8 +23,6 @@ const GSO_FEATURES: u64 = 1 | 1 << 11;
 const RECEIVE_BUFFER_BYTES: usize = 2048 - 64;
 /// A full look at the rings between two looks at the clock.
 const TURNS: u32 = 64;
-const WAKE_UP: Duration = Duration::from_secs(1);
-const END: Duration = Duration::from_millis(5);
 const PAUSE: Duration = Duration::from_micros(20);
 const WARM_UP_SECONDS: f64 = 0.1;
 
@@ -114,7 +112,7 @@ pub fn run(arguments: &mut Arguments) -> Result<Value> {
     let mut queues = make_queues(&memory, &shape, &packet, options.pairs)?;
     session.start(options.features(), &memory, &queues, options.is_logging)?;
     let sample = match &options.burst {
-        Some(interface) => burst(&options, &mut queues, interface)?,
+        Some(interface) => burst::run(&mut queues[0], interface, options.bytes, options.seconds)?,
         None => drive(&options, &mut queues),
     };
     session.stop()?;
@@ -168,37 +166,4 @@ fn turn_for(seconds: f64, options: &Options, queues: &mut [&mut Queue]) -> Clock
         }
     }
     clock
-}
-
-/// Fill the queue of the tap while no buffer is offered, then measure how fast the device empties it.
-fn burst(options: &Options, queues: &mut [Queue], interface: &str) -> Result<Value> {
-    const FRAMES: usize = 8192;
-    let flood = Flood::new(interface, options.bytes)?;
-    let receive = &mut queues[0];
-    let (mut frames, mut seconds) = (0, 0.0);
-    while seconds < options.seconds {
-        flood.fill(FRAMES);
-        // What went into the buffers that were on offer already is not measured.
-        receive.collect();
-        let before = receive.frames;
-        let started = std::time::Instant::now();
-        let mut last = started;
-        receive.fill();
-        // A device that sleeps takes its time to wake up; once frames come, a pause is the end.
-        while last.elapsed() < if last == started { WAKE_UP } else { END } {
-            if receive.turn() > 0 {
-                last = std::time::Instant::now();
-            }
-        }
-        seconds += (last - started).as_secs_f64();
-        frames += receive.frames - before;
-        if receive.frames == before {
-            return Err(Error::Peer(format!("no frame comes through {interface}")));
-        }
-    }
-    Ok(serde_json::json!({
-        "frames": frames,
-        "seconds": seconds,
-        "frames_per_s": frames as f64 / seconds,
-    }))
 }

@@ -3,13 +3,15 @@
 //!
 //! ```text
 //! tap-write  --tap NAME --bytes N --seconds S --method write|writev|io_uring [--gso]
-//! tap-read   --tap NAME --bytes N --frames N --seconds S
+//! tap-read   --tap NAME --bytes N --frames N --seconds S --fill-cpu N --read-cpu N
 //! front-end  --socket PATH --direction tx|rx|both --bytes N --seconds S [--ring split|packed]
 //!            [--pairs N] [--size N] [--log] [--gso] [--hugepages] [--gentle] [--burst INTERFACE]
 //! flood      --interface NAME --bytes N --seconds S
 //! ```
 
+mod affinity;
 mod arguments;
+mod burst;
 mod clock;
 mod driver;
 mod error;

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
 
+use crate::affinity;
 use crate::arguments::Arguments;
 use crate::error::{Error, Result};
 use crate::flood::Flood;
@@ -22,6 +23,8 @@ pub fn run(arguments: &mut Arguments) -> Result<Value> {
     let flood = Flood::new(&name, arguments.number("bytes")?)?;
     let frames = arguments.number("frames")?;
     let seconds = arguments.number("seconds")?;
+    // The frames come from another processor, as those that a device receives do.
+    let (filler, reader) = (arguments.number("fill-cpu")?, arguments.number("read-cpu")?);
     arguments.end()?;
     set_nonblocking(&tap)?;
     let mut buffer = vec![0; PACKET_BYTES];
@@ -29,7 +32,9 @@ pub fn run(arguments: &mut Arguments) -> Result<Value> {
     let wanted = Duration::from_secs_f64(seconds);
     let (mut read, mut reading) = (0, Duration::ZERO);
     while reading < wanted {
+        affinity::pin(filler)?;
         flood.fill(frames);
+        affinity::pin(reader)?;
         let started = Instant::now();
         let count = drain(&tap, &mut buffer)?;
         reading += started.elapsed();

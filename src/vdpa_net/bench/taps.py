@@ -11,7 +11,7 @@ from pathlib import Path
 
 from vdpa_net.bench.case import SUBJECT, Case, Goal
 from vdpa_net.bench.contestants import Device, Dpdk, drive
-from vdpa_net.bench.native import Peers
+from vdpa_net.bench.native import DEVICE_CPU, FRONT_END_CPU, Peers
 from vdpa_net.lab.image import Image
 from vdpa_net.lab.network import LabNetwork
 
@@ -47,7 +47,13 @@ class _Taps:
         return self.peers.mega_frames("tap-write", tap=BARE_TAP, bytes=size, method=method, gso=gso)
 
     def read(self, size: int) -> float:
-        return self.peers.mega_frames("tap-read", tap=BARE_TAP, bytes=size, frames=QUEUE_FRAMES)
+        return self.peers.mega_frames(
+            "tap-read",
+            tap=BARE_TAP,
+            bytes=size,
+            frames=QUEUE_FRAMES,
+            **{"fill-cpu": FRONT_END_CPU, "read-cpu": DEVICE_CPU},
+        )
 
 
 @contextmanager
