@@ -139,6 +139,12 @@ def test_guest_behind_an_iommu_moves_without_an_audit(tmp_path: Path) -> None:
 
 
 @pytest.mark.exhaustive
+def test_guest_that_can_not_follow_loses_only_what_waits_for_it(tmp_path: Path) -> None:
+    code, verdict, printed = migrate(tmp_path, "--rounds", "2", "--qemu", "image", "--rate", "10000")
+    assert_sound(code, verdict, printed, 2)
+
+
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("profile", ["ifcvf", "ifcvf-linux"])
 def test_other_layouts_of_the_registers(tmp_path: Path, profile: str) -> None:
     code, verdict, printed = migrate(tmp_path, "--rounds", "2", "--qemu", "image", "--profile", profile)

@@ -205,14 +205,22 @@ def check_traffic(name: str, tally: TrafficTally) -> Line:
     )
 
 
-def check_round_counts(pages_after_first_pass: int, minimum_pages: int, in_flight: Mapping[str, int]) -> Line:
-    """The round is worth something: the device wrote pages late, and every ring was busy at the stop."""
+def check_round_counts(
+    pages_after_first_pass: int,
+    minimum_pages: int,
+    in_flight: Mapping[str, int],
+    also: Mapping[str, int] | None = None,
+) -> Line:
+    """The round is worth something: the device wrote pages late, and every ring was busy at the stop.
+
+    `also` is told beside it, whatever it is.
+    """
     idle = [name for name, count in in_flight.items() if count <= 0]
     enough = pages_after_first_pass >= minimum_pages
     detail = [f"{name}: nothing at the stop" for name in idle]
     if not enough:
         detail.insert(0, f"the device wrote {pages_after_first_pass} pages after the first pass")
-    busy = ", ".join(f"{name}: {count}" for name, count in in_flight.items())
+    busy = ", ".join(f"{name}: {count}" for name, count in {**in_flight, **(also or {})}.items())
     return Line(
         "load",
         Outcome.PASS if enough and in_flight and not idle else Outcome.NOT_RUN,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from vdpa_net.lab.migrate.precopy import Load, Precopy
@@ -49,8 +50,11 @@ def wants_pause(phase: str) -> bool:
     return phase == "switch-over"
 
 
-def cancel(precopy: Precopy, phase: str) -> CancelOutcome:
-    """Bring a migration that has begun to a phase, and cancel it there. Raises LabError."""
+def cancel(precopy: Precopy, phase: str, at_rest: Callable[[], None]) -> CancelOutcome:
+    """Bring a migration that has begun to a phase, and cancel it there. Raises LabError.
+
+    `at_rest` is called where the source's machine and its device have stopped, before the cancel.
+    """
     precopy.say(f"to be cancelled at {phase}", None)
     if phase == "first-pass":
         precopy.enter(Load(), FIRST_PASS_SHARE)
@@ -62,6 +66,7 @@ def cancel(precopy: Precopy, phase: str) -> CancelOutcome:
         if phase == "switch-over":
             precopy.let_go()
             precopy.wait_status("pre-switchover")
+            at_rest()
     machine, side = precopy.source.machine, precopy.source.side
     machine.qmp("migrate_cancel")
     ended = precopy.wait_final()

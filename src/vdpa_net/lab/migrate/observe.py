@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vdpa_net.lab.migrate.ring_memory import GuestProgress, PackedMemory, SplitMemory
+from vdpa_net.lab.migrate.rings_at_stop import RingsAtStop
 from vdpa_net.migration.checks import (
     AuditFindings,
     check_audit_findings,
@@ -106,7 +107,7 @@ class Round:
     audit: AuditFindings | None = None
     audit_problem: str = ""
     pages_after_first_pass: int = 0
-    busy: dict[str, int] = field(default_factory=dict)
+    rings: RingsAtStop = field(default_factory=RingsAtStop)
     traffic: list[Line] = field(default_factory=list)
     traffic_problem: str = ""
     violations: list[str] = field(default_factory=list)
@@ -134,7 +135,8 @@ class Round:
         return [_in_round(line, self.number) for line in lines]
 
     def _load(self, minimum_pages: int) -> Line:
-        return check_round_counts(self.pages_after_first_pass, minimum_pages, self.busy)
+        rings = self.rings
+        return check_round_counts(self.pages_after_first_pass, minimum_pages, rings.done, rings.posted)
 
     def _ram(self) -> Line:
         if self.differing is None:

@@ -12,6 +12,7 @@ from vdpa_net.lab.migrate.evidence import queue_record, ring_name
 from vdpa_net.lab.migrate.observe import QueueObservations, wire_values
 from vdpa_net.lab.migrate.pace import Pace
 from vdpa_net.lab.migrate.ring_memory import GuestProgress, PackedMemory, RingMemory, SplitMemory
+from vdpa_net.lab.migrate.rings_at_stop import RingsAtStop
 from vdpa_net.lab.migrate.topology import HostedGuest
 from vdpa_net.wire.lm import unpack_ring_state
 
@@ -23,7 +24,7 @@ class QueueWatch:
         self._source = source
         self._pairs = queue_pairs
         self._pace = pace
-        self._packed = False
+        self._packed = self._mergeable = False
         self._since = ""
         self._before: list[dict[str, int]] = []
 
@@ -32,13 +33,14 @@ class QueueWatch:
         self._since = moment
         snapshot = self._source.side.device("inspect")
         self._packed = "RING_PACKED" in snapshot["features"]
+        self._mergeable = "MRG_RXBUF" in snapshot["features"]
         if expects_packed and not self._packed:
             raise LabError("the guest's driver has not negotiated RING_PACKED: its rings are split ones")
         self._before = snapshot["queues"]
 
-    def completed_since_noted(self) -> dict[str, int]:
-        """Buffers that each ring completed from the moment noted to its stop, and had posted then."""
-        completed: dict[str, int] = {}
+    def at_stop(self) -> RingsAtStop:
+        """How each ring stood when it was stopped, while the guest stands still."""
+        rings = RingsAtStop(mergeable=self._mergeable)
         for queue in range(2 * self._pairs):
             record = queue_record(self._source.side, queue)
             state, name = record.get("ring_state_after_stop"), ring_name(queue, self._pairs)
@@ -49,11 +51,12 @@ class QueueWatch:
             done = ring.completed_since(used_idx, self._before[queue]["used_idx"])
             posted = ring.posted_since(last_avail_idx)
             if queue % 2 == 0:
-                completed |= {f"{name} done since {self._since}": done, f"{name} posted": posted}
+                rings.done[f"{name} done since {self._since}"] = done
+                rings.posted[f"{name} posted"] = posted
             else:
                 # A transmit ring is drained when it stops, unless it waits for a translation.
-                completed[f"{name} done since {self._since}, or waiting"] = done + posted
-        return completed
+                rings.done[f"{name} done since {self._since}, or waiting"] = done + posted
+        return rings
 
     def at_source(self) -> list[QueueObservations]:
         """What can be seen of each queue once the source has stopped."""

@@ -145,7 +145,8 @@ class RoundRunner:
 
     def _cancel(self, phase: str) -> None:
         precopy = self._begin(pause=wants_pause(phase))
-        outcome = cancel(precopy, phase)
+        self._note_queues("the migration's begin")
+        outcome = cancel(precopy, phase, self._look_at_stop)
         self._round.more_lines.append(outcome.line())
         self._topology.remove(self.arrived())
         self._destination = None
@@ -189,8 +190,11 @@ class RoundRunner:
             "samples": [asdict(sample) for sample in precopy.samples],
             "pass_starts": precopy.passes(),
         }
+        self._look_at_stop()
+
+    def _look_at_stop(self) -> None:
         if self._watched:
-            self._round.busy = self._queues.completed_since_noted()
+            self._round.rings = self._queues.at_stop()
 
     def _note_queues(self, moment: str) -> None:
         if self._watched:
@@ -253,7 +257,7 @@ class RoundRunner:
         if not self._watched:
             # QEMU's event STOP comes when its devices have stopped.
             waiting_ns = self._timeline.released_ns
-        elif self._topology.options.iommu:
+        elif self._topology.options.iommu or self._round.rings.may_leave_packets:
             waiting_ns = self._timeline.begun_ns
         several = self._pairs > 1
         return Gap(stop_request_ns, several, started, waiting_since_ns=waiting_ns)

@@ -33,8 +33,9 @@ class Gap:
     ran, if it is known (CLOCK_MONOTONIC, ns); and whether a flow can change its receive queue.
 
     The stop delivers what is in the tap, unless `waiting_since_ns` says that packets sent since then may wait
-    there in vain, right up to the stop: behind a vIOMMU, because the front end, which waits for the stop,
-    gives no translations meanwhile; and where only the time at which a stop was over is known.
+    there in vain, right up to the stop: because the guest had no buffers posted any more; behind a vIOMMU,
+    because the front end, which waits for the stop, gives no translations meanwhile; and where only the time
+    at which a stop was over is known.
     """
 
     stop_request_ns: int
