@@ -30,7 +30,7 @@ help:
 	@echo 'make bench   set up everything, then measure the device beside its peers'
 	@echo 'make clean     remove what the other targets made here (the lab image in your cache stays)'
 
-build: .venv/stamp-packages $(AGENT) .venv/stamp-extension
+build: .venv/stamp-packages $(AGENT) .venv/stamp-extension .venv/stamp-bytecode
 
 # The small verdict first: it needs no root and no QEMU, so it tells something on every machine.
 demo: build
@@ -88,6 +88,12 @@ check-tools:
 lab-image: build
 	@if scripts/setup lab || [ -n "$${CI:-}" ]; then \
 	    $(STEP) 'lab image (built once, kept in the cache)' $(BIN)/vdpa-net lab build; fi
+
+# As installing a wheel does it, and also where PYTHONDONTWRITEBYTECODE keeps Python from doing it: compiling
+# the package at each start takes longer than the rest of the start.
+.venv/stamp-bytecode: $(shell find src -name '*.py') .venv/stamp-packages
+	@$(STEP) 'bytecode' $(BIN)/python -m compileall -q src/vdpa_net
+	@touch $@
 
 # The stamps lie in .venv, so that removing it removes them too.
 .venv/stamp-packages: pyproject.toml scripts/constraints.txt | build-tools

@@ -7,9 +7,10 @@ import contextlib
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from vdpa_net.record import Record
 
 if TYPE_CHECKING:
     from vdpa_net.device.net_device import NetDevice
@@ -21,8 +22,7 @@ STDERR = "-"
 TOLD_VIOLATIONS = 20
 
 
-@dataclass(frozen=True)
-class Observation:
+class Observation(Record):
     """What to show: `trace` is a file name or STDERR, `metrics_port` a TCP port (0: a free one)."""
 
     trace: str | None = None

@@ -12,13 +12,14 @@ syntax, `option_tables` the properties.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from vdpa_net.cli.parser import near
 from vdpa_net.errors import OptionError
 from vdpa_net.option_syntax import Properties, read_all, split_options, switch
 from vdpa_net.option_tables import DEVICE, LOOPBACK, NULL, PCAP, TAP, VMM_SIDE
+from vdpa_net.record import Record
 from vdpa_net.wire.lm import Profile
 from vdpa_net.wire.virtio_net import OFF_BY_DEFAULT, QEMU_PROPERTIES
 
@@ -26,8 +27,7 @@ DEFAULT_MTU = 1500
 """Bytes. QEMU's own default is none, as 0 is here."""
 
 
-@dataclass(frozen=True)
-class TapNetdev:
+class TapNetdev(Record):
     """`tap`: a tap device of this host. `ifname` may hold `%d` for a free number; scripts get the name."""
 
     id: str = ""
@@ -37,8 +37,7 @@ class TapNetdev:
     queues: int = 1
 
 
-@dataclass(frozen=True)
-class LoopbackNetdev:
+class LoopbackNetdev(Record):
     """`loopback`: what the guest transmits comes back to it. `depth` is in packets, per queue pair."""
 
     id: str = ""
@@ -46,8 +45,7 @@ class LoopbackNetdev:
     queues: int = 1
 
 
-@dataclass(frozen=True)
-class NullNetdev:
+class NullNetdev(Record):
     """`null`: what the guest transmits is gone. With `source` packets come: `rate_pps` per second in all
     (0: as many as there are buffers for) of `packet_bytes` bytes, in `flows` UDP flows, to `destination`.
     """
@@ -61,8 +59,7 @@ class NullNetdev:
     destination: str = "ff:ff:ff:ff:ff:ff"
 
 
-@dataclass(frozen=True)
-class PcapNetdev:
+class PcapNetdev(Record):
     """`pcap`: what the guest transmits is written to a pcapng file, and gone."""
 
     id: str = ""
@@ -73,8 +70,7 @@ class PcapNetdev:
 Netdev = TapNetdev | LoopbackNetdev | NullNetdev | PcapNetdev
 
 
-@dataclass(frozen=True)
-class NicDevice:
+class NicDevice(Record):
     """`virtio-net-pci`: what the guest is to see. `bus` and `addr` go into the printed QEMU arguments.
 
     `host_mtu` 0 is none. `disabled_features` are the property names of the features that are switched off,
@@ -95,14 +91,13 @@ class NicDevice:
     tx_queue_size: int = 256
     vectors: int | None = None
     mq: bool = False
-    disabled_features: frozenset[str] = field(default_factory=frozenset)
-    enabled_features: frozenset[str] = field(default_factory=frozenset)
-    vmm_side: Mapping[str, object] = field(default_factory=dict, hash=False)
+    disabled_features: frozenset[str] = frozenset()
+    enabled_features: frozenset[str] = frozenset()
+    vmm_side: Mapping[str, object] = MappingProxyType({})
     profile: str | Profile = "vdpa"
 
 
-@dataclass(frozen=True)
-class VhostSocket:
+class VhostSocket(Record):
     """Where front end and back end meet: with `server` the back end listens, else it connects."""
 
     path: Path

@@ -12,7 +12,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,6 +27,7 @@ from vdpa_net.options import (
     check_pair,
 )
 from vdpa_net.qemu_arguments import attach_help
+from vdpa_net.record import Record
 from vdpa_net.serving import StopRequest
 
 if TYPE_CHECKING:
@@ -39,14 +39,13 @@ if TYPE_CHECKING:
 Methods = Mapping[str, Callable[..., object]]
 
 
-@dataclass(frozen=True)
-class DeviceRequest:
+class DeviceRequest(Record):
     """A device as the command line asks for it. Raises OptionError if its parts don't go together."""
 
     netdev: Netdev
     device: NicDevice
     faults: tuple[Fault, ...] = ()
-    observation: Observation = field(default_factory=Observation)
+    observation: Observation = Observation()
     pcap: Path | None = None
 
     def __post_init__(self) -> None:
@@ -61,7 +60,8 @@ def serve_device(request: DeviceRequest, socket: Path, control: Path | None) -> 
         stop = stack.enter_context(StopRequest())
         device = _build_device(stack, request)
         stack.enter_context(VfioUserServer(socket, device))
-        _offer_control(stack, control, {**device_methods(stack, device), "shutdown": stop.request})
+        if control is not None:
+            _offer_control(stack, control, {**device_methods(stack, device), "shutdown": stop.request})
         _say(attach_help(request.device, str(socket)))
         _say_listening(socket)
         stop.wait()
@@ -92,7 +92,8 @@ def serve_driver(
         stop = stack.enter_context(StopRequest())
         handle = stack.enter_context(open_handle(device))
         methods = _build_driver(stack, handle, vhost_socket, profile)
-        _offer_control(stack, control, {**methods, "shutdown": stop.request})
+        if control is not None:
+            _offer_control(stack, control, {**methods, "shutdown": stop.request})
         _say_meeting(vhost_socket)
         stop.wait()
 
@@ -106,8 +107,9 @@ def serve_vhost(request: DeviceRequest, vhost_socket: VhostSocket, control: Path
         device = _build_device(stack, request)
         handle = stack.enter_context(InProcessHandle(device))
         driver_methods = _build_driver(stack, handle, vhost_socket, device.options.profile)
-        methods = {**device_methods(stack, device), **driver_methods}
-        _offer_control(stack, control, {**methods, "shutdown": stop.request})
+        if control is not None:
+            methods = {**device_methods(stack, device), **driver_methods}
+            _offer_control(stack, control, {**methods, "shutdown": stop.request})
         _say_meeting(vhost_socket)
         stop.wait()
 
@@ -201,11 +203,10 @@ def _say_error(error: BaseException) -> None:
     _say(f"refused: {error}")
 
 
-def _offer_control(stack: contextlib.ExitStack, path: Path | None, methods: Methods) -> None:
-    if path is not None:
-        from vdpa_net.transport.control import ControlServer  # noqa: PLC0415
+def _offer_control(stack: contextlib.ExitStack, path: Path, methods: Methods) -> None:
+    from vdpa_net.transport.control import ControlServer  # noqa: PLC0415
 
-        stack.enter_context(contextlib.closing(ControlServer(path, methods)))
+    stack.enter_context(contextlib.closing(ControlServer(path, methods)))
 
 
 def _say(text: str) -> None:

@@ -7,7 +7,6 @@ import contextlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 
 import pytest
 
@@ -15,6 +14,7 @@ from vdpa_net import DROP, Loopback, NetDevice, Packet
 from vdpa_net.device.packet_hooks import PacketAnswer
 from vdpa_net.driver.in_process import InProcessHandle
 from vdpa_net.errors import StateError
+from vdpa_net.record import replace
 from vdpa_net.testing.frames import FrameMint, read_stamp
 from vdpa_net.testing.guest_driver import GuestDriver
 from vdpa_net.testing.guest_memory import GuestMemory

@@ -158,30 +158,6 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
     assert done.stderr == b""
 
 
-def test_serving_a_device_imports_nothing_that_draws_or_tests() -> None:
-    """Start to listening is to take 300 ms at most, and each of these costs a good part of that."""
-    command = [sys.executable, "-X", "importtime", "-m", "vdpa_net", "serve", "--socket", "/nowhere/x"]
-    done = subprocess.run(
-        [*command, "--netdev", NETDEV, "--device", DEVICE],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=DEADLINE_SECONDS,
-    )
-    imported = {line.rpartition("|")[2].strip().partition(".")[0] for line in done.stderr.splitlines()}
-    assert "vdpa_net" in imported
-    assert not imported & {
-        "rich",
-        "typer",
-        "pydantic",
-        "pyroute2",
-        "qemu",
-        "asyncio",
-        "hypothesis",
-        "prometheus_client",
-    }
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -13,7 +13,7 @@ PACKAGE = "vdpa_net"
 LAYERS = ("cli", "bench", "lab", "driver", "transport", "device", "migration", "backend", "wire")
 """From the top down. Modules that lie in the package itself belong to `cli`."""
 
-FOR_ALL = {f"{PACKAGE}.{name}" for name in ("errors", "closing", "_native")}
+FOR_ALL = {f"{PACKAGE}.{name}" for name in ("errors", "closing", "record", "_native")}
 TESTING = "testing"
 MAY_USE_TESTING = {f"{PACKAGE}.cli.log_test"}
 """Only inside of a function: the command line offers one command that is a test."""

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
+
+from vdpa_net.record import Record
 
 if TYPE_CHECKING:
     from vdpa_net import _native
@@ -16,8 +17,7 @@ MAX_TAP_QUEUES = 256
 """The kernel attaches no more to one tap (MAX_TAP_QUEUES in drivers/net/tun.c)."""
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(Record):
     """What a kind of back end can do at most.
 
     `max_queue_pairs`: of one device. `steers_itself`: it chooses the queue pair of a received packet;

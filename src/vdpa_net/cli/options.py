@@ -38,13 +38,12 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 
 def device_request(arguments: argparse.Namespace) -> DeviceRequest:
     """The device that the options of `add_device` describe. Raises OptionError."""
-    from dataclasses import replace  # noqa: PLC0415
-
     from vdpa_net.migration.faults import parse_fault  # noqa: PLC0415
     from vdpa_net.observe import Observation  # noqa: PLC0415
     from vdpa_net.options import parse_device, parse_netdev  # noqa: PLC0415
     from vdpa_net.processes import DeviceRequest  # noqa: PLC0415
     from vdpa_net.profiles import find_profile  # noqa: PLC0415
+    from vdpa_net.record import replace  # noqa: PLC0415
 
     faults = tuple(parse_fault(text, seed=arguments.seed) for text in arguments.fault)
     device = replace(parse_device(arguments.device), profile=find_profile(arguments.profile))

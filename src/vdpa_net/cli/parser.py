@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import NoReturn
 
 from vdpa_net.errors import OptionError
+
+_DEFAULT_COLUMNS = 80
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,11 +42,21 @@ class _Help(argparse.RawDescriptionHelpFormatter):
     """Help texts in one column; `details` keep their line breaks."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=26)
+        super().__init__(prog, max_help_position=26, width=_columns() - 2)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         told = type(action.default) in (int, str) and action.default != argparse.SUPPRESS
         return f"{action.help} (default: %(default)s)" if told and action.option_strings else action.help
+
+
+def _columns() -> int:
+    # What argparse would ask shutil for. It makes a formatter for each argument that is added, and importing
+    # shutil, with its compressors, costs more than the whole parser.
+    try:
+        asked = int(os.environ.get("COLUMNS", "0"))
+        return asked or os.get_terminal_size().columns or _DEFAULT_COLUMNS
+    except (ValueError, OSError):
+        return _DEFAULT_COLUMNS
 
 
 def near(name: str, known: Iterable[str]) -> str:

@@ -6,26 +6,24 @@ from __future__ import annotations
 import argparse
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol, cast
 
 from vdpa_net.cli.parser import Parser, near
 from vdpa_net.errors import OptionError
+from vdpa_net.record import Record
 
 PROGRAM = "vdpa-net"
 ABOUT = "A vDPA network device in user space, with live-migration registers."
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(Record):
     """A command: `module` lies in this package and is a `CommandModule`."""
 
     module: str
     summary: str
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(Record):
     """A word that commands of their own follow."""
 
     summary: str

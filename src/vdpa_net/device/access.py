@@ -12,12 +12,12 @@ Doorbells that a client signals by their eventfd are no accesses: no hook sees t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property
 from typing import Final, Literal
 
 from vdpa_net.errors import AccessError
+from vdpa_net.record import Record
 from vdpa_net.wire.layout import Register
 
 
@@ -31,8 +31,7 @@ DROP: Final = Drop.DROP
 """Returned by a hook: this write does not happen."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(Record):
     """A register where an access finds it: `offset` in bytes from its first byte, or negative."""
 
     block: str
@@ -40,8 +39,7 @@ class Place:
     offset: int
 
 
-@dataclass(frozen=True, slots=True)
-class RegisterValue:
+class RegisterValue(Record):
     """What an access says of one register.
 
     `whole` is False if it covers a part of it; `value` then is that part, in its place.
@@ -58,9 +56,10 @@ class RegisterValue:
         return f"{self.block}.{self.register.name}"
 
 
-@dataclass(frozen=True)
-class Access:
+class Access(Record):
     """One access of a driver or VMM: `data` is what is written, or what was read."""
+
+    __slots__ = ("__dict__",)  # for what is cached
 
     region: int
     offset: int

@@ -12,11 +12,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from vdpa_net.errors import StateError
 from vdpa_net.migration.audit import WriteAudit
+from vdpa_net.record import Record, as_dict
 
 if TYPE_CHECKING:
     from vdpa_net import _native
@@ -32,8 +32,7 @@ class AuditedDevice(Protocol):
     def on_event(self, callback: Callable[[str, dict[str, object]], None]) -> None: ...
 
 
-@dataclass(frozen=True)
-class Interval:
+class Interval(Record):
     """One interval: when it ended (CLOCK_MONOTONIC), and how many pages were written and marked in it."""
 
     end_ns: int
@@ -102,7 +101,7 @@ class DeviceAudit:
                 "intervals": self._count,
                 "marked": self._marked,
                 "over_marked": self._over_marked,
-                "series": [asdict(interval) for interval in self._intervals],
+                "series": [as_dict(interval) for interval in self._intervals],
             }
 
     def last_writes(self, pages: Sequence[int]) -> list[list[int] | None]:

@@ -4,9 +4,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from vdpa_net.errors import StateError
+from vdpa_net.record import replace
 from vdpa_net.wire import pci
 from vdpa_net.wire.layout import Register, RegisterMap
 

@@ -4,13 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Final
 
 from vdpa_net.device.net_config import is_unicast
 from vdpa_net.device.packet_path import PacketPath
 from vdpa_net.errors import BackendError
 from vdpa_net.migration.violations import ViolationLog
+from vdpa_net.record import Record, replace
 from vdpa_net.wire import virtio_net as net
 
 _OK = bytes([net.CTRL_OK])
@@ -22,8 +22,7 @@ class CommandError(ValueError):
     """A command's data is not what the specification says; the driver gets VIRTIO_NET_ERR."""
 
 
-@dataclass(frozen=True)
-class Command:
+class Command(Record):
     """One command: name, the feature that it needs, clause, how long its data is (None: it varies)."""
 
     name: str
@@ -37,7 +36,7 @@ def _mode(field: str) -> Callable[[PacketPath, bytes], None]:
     def set_mode(path: PacketPath, data: bytes) -> None:
         if data[0] > 1:
             raise CommandError(f"0 or 1 switches a receive mode, got {data[0]}")
-        path.set_filter(replace(path.filter, **{field: bool(data[0])}))  # type: ignore[arg-type]
+        path.set_filter(replace(path.filter, **{field: bool(data[0])}))
 
     return set_mode
 

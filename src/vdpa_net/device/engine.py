@@ -4,15 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from vdpa_net.record import Record
 
 if TYPE_CHECKING:
     from vdpa_net import _native
 
 
-@dataclass(frozen=True)
-class Engine:
+class Engine(Record):
     """Makers of the data plane's objects; tests give their own."""
 
     space: Callable[[], _native.DmaSpace]

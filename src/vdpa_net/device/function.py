@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Final, Protocol
 
 from vdpa_net.device.access import Place
@@ -13,6 +12,7 @@ from vdpa_net.device.options import NetOptions
 from vdpa_net.device.pci import FunctionLayout, Identity, VirtioRegion
 from vdpa_net.device.registers import RegisterBlock, Storage
 from vdpa_net.migration.violations import ViolationLog
+from vdpa_net.record import Record, replace
 from vdpa_net.wire import virtio_net, virtio_pci
 from vdpa_net.wire.layout import RegisterMap
 from vdpa_net.wire.lm import Profile
@@ -32,8 +32,7 @@ NOTIFY_OFFSET: Final = 0x3000
 LM_OFFSET: Final = NOTIFY_OFFSET + NOTIFY_BYTES
 
 
-@dataclass(frozen=True, slots=True)
-class RegionInfo:
+class RegionInfo(Record):
     """A region as VFIO describes it; `size` in bytes."""
 
     size: int
@@ -41,8 +40,7 @@ class RegionInfo:
     writable: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Doorbell:
+class Doorbell(Record):
     """A notification register and the eventfd (borrowed) that does the same."""
 
     region: int

@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from vdpa_net.backend import MAX_QUEUE_PAIRS
 from vdpa_net.device.net_config import parse_mac
 from vdpa_net.errors import OptionError
+from vdpa_net.record import Record
 from vdpa_net.wire import pci, virtio_net, virtio_pci
 from vdpa_net.wire.lm import Profile, profile_by_name
 
@@ -41,8 +40,7 @@ _OFFERED = virtio_net.bits(
 )
 
 
-@dataclass(frozen=True)
-class NetOptions:
+class NetOptions(Record):
     """Options of a NetDevice after they were checked. Sizes in descriptors, `mtu` in bytes."""
 
     mac: bytes

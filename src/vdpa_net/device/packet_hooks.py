@@ -12,23 +12,19 @@ end, what the network sent after the receive filter.
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Final, Literal
 
 from vdpa_net.device.access import DROP, Drop
+from vdpa_net.record import Record, replace
 from vdpa_net.wire.virtio_net import NET_HEADER
-
-_logger = logging.getLogger(__name__)
 
 MAX_FRAME_BYTES: Final = 14 + 8 + 65535
 """Ethernet header, two VLAN tags and the longest IP packet."""
 
 
-@dataclass(frozen=True, slots=True)
-class Packet:
+class Packet(Record):
     """One packet: the pair it travels on, its virtio-net header (12 bytes; virtio 1.3, 5.1.6), its frame."""
 
     to_guest: bool
@@ -81,7 +77,10 @@ class PacketHooks:
                     return None
                 packet = _replaced(packet, answer)
         except Exception:
-            _logger.exception("a packet hook failed; its packet is dropped")
+            # Imported here: it takes a good part of the start, and most devices have no hooks.
+            import logging  # noqa: PLC0415
+
+            logging.getLogger(__name__).exception("a packet hook failed; its packet is dropped")
             return None
         finally:
             self._running.discard(threading.get_ident())

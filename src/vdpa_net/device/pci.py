@@ -8,18 +8,17 @@ whether a guest's access reaches the device at all, and does so before it sends 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 
 from vdpa_net.device.access import Place
 from vdpa_net.device.capabilities import CapabilityList, placed
 from vdpa_net.device.registers import RegisterBlock, Storage
 from vdpa_net.migration.violations import ViolationLog
+from vdpa_net.record import Record
 from vdpa_net.wire import pci, virtio_pci
 from vdpa_net.wire.layout import Register, RegisterMap
 
 
-@dataclass(frozen=True, slots=True)
-class Identity:
+class Identity(Record):
     """What the header says about the function.
 
     `class_code` is base class, subclass, programming interface.
@@ -46,8 +45,7 @@ class Identity:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class VirtioRegion:
+class VirtioRegion(Record):
     """A virtio structure in a BAR, told about by a vendor capability (virtio 1.3, 4.1.4)."""
 
     cfg_type: int
@@ -56,16 +54,14 @@ class VirtioRegion:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class BarAccess:
+class BarAccess(Record):
     """How the PCI_CFG window reaches the BARs."""
 
     read: Callable[[int, int, int], bytes]
     write: Callable[[int, int, bytes], None]
 
 
-@dataclass(frozen=True)
-class FunctionLayout:
+class FunctionLayout(Record):
     """Everything that the configuration space is built from.
 
     BAR sizes in bytes, powers of two, by BAR index; those in `narrow` are of 32 bits, the others of 64.

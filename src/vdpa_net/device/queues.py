@@ -6,7 +6,6 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vdpa_net.errors import DmaError, VdpaNetError
@@ -27,7 +26,6 @@ _RING_IDX = 2  # offset of idx in the available and the used ring (virtio 1.3, 2
 Emit = Callable[[str, dict[str, object]], None]
 
 
-@dataclass(slots=True)
 class Queue:
     """Registers of one virtqueue.
 
@@ -36,22 +34,30 @@ class Queue:
     avail half was given.
     """
 
-    index: int
-    max_size: int
-    size: int = 0
-    msix_vector: int = MSI_NO_VECTOR
-    enabled: bool = False
-    desc: int = 0
-    driver: int = 0
-    device: int = 0
-    ring_state: int | None = None
-    state_written: bool = False
-    used_idx_from_ring: bool = False
-    started: bool = False
-    stopped: bool = False
+    __slots__ = (
+        "desc",
+        "device",
+        "driver",
+        "enabled",
+        "index",
+        "max_size",
+        "msix_vector",
+        "ring_state",
+        "size",
+        "started",
+        "state_written",
+        "stopped",
+        "used_idx_from_ring",
+    )
 
-    def __post_init__(self) -> None:
-        self.size = self.max_size
+    def __init__(self, index: int, max_size: int) -> None:
+        self.index = index
+        self.max_size = self.size = max_size
+        self.msix_vector = MSI_NO_VECTOR
+        self.enabled = self.started = self.stopped = False
+        self.desc = self.driver = self.device = 0
+        self.ring_state: int | None = None
+        self.state_written = self.used_idx_from_ring = False
 
 
 class QueueSet:

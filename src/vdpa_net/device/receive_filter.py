@@ -3,18 +3,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vdpa_net.device.net_config import format_mac
+from vdpa_net.record import Record
 from vdpa_net.wire import virtio_net as net
 
 if TYPE_CHECKING:
     from vdpa_net import _native
 
 
-@dataclass(frozen=True)
-class ReceiveFilter:
+class ReceiveFilter(Record):
     """Receive modes and tables, as the commands set them.
 
     `vlans` None lets every VLAN pass. Without further ado everything passes: promiscuous mode is on until a

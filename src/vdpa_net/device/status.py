@@ -4,16 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Final
 
+from vdpa_net.record import Record
 from vdpa_net.wire.virtio_pci import Status
 
 _NONE: Final = Status(0)
 
 
-@dataclass(frozen=True, slots=True)
-class Step:
+class Step(Record):
     """A status bit: the bits that have to be set before it, those that forbid it, and whose word counts.
 
     With `device_decides` the device grants the bit or does not, and one that is out of order is not set; the
@@ -52,8 +51,7 @@ _OWN: Final = Status.DEVICE_NEEDS_RESET
 DRIVER_BITS: Final = Status(sum(step.bit for step in STEPS))
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(Record):
     """Something in a write of device_status that should not be: a violation's kind and what it says."""
 
     kind: str

@@ -8,13 +8,12 @@ there, and `NetDevice.fault_counts` says how often it fired.
 
 from __future__ import annotations
 
-import random
 import re
-from dataclasses import dataclass, field
 from enum import Enum
 from typing import ClassVar, Self
 
 from vdpa_net.errors import OptionError
+from vdpa_net.record import Record
 
 LATE_MS_MAX = 60_000
 """The longest time for which `late-ring-state` can make a register late."""
@@ -37,15 +36,14 @@ class Side(Enum):
     DESTINATION = "destination"
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(Record, kw_only=True):
     """One fault. `name` and `syntax` are those of the command line."""
 
     name: ClassVar[str]
     syntax: ClassVar[str]
     side: ClassVar[Side] = Side.SOURCE
 
-    seed: int = field(default=0, kw_only=True)
+    seed: int = 0
 
     @classmethod
     def parse(cls, value: str, seed: int) -> Self:
@@ -68,7 +66,6 @@ class Fault:
         return f"{self.name}={self.value}" if self.value else self.name
 
 
-@dataclass(frozen=True, slots=True)
 class PlaneFault(Fault):
     """A fault of the data plane."""
 
@@ -78,7 +75,6 @@ class PlaneFault(Fault):
         return 0
 
 
-@dataclass(frozen=True, slots=True)
 class DropDirtyMark(PlaneFault):
     """Never marks this share (0 to 1) of the pages in the dirty log; the seed decides which ones.
 
@@ -111,7 +107,6 @@ class DropDirtyMark(PlaneFault):
         return self.rate
 
 
-@dataclass(frozen=True, slots=True)
 class SkipUsedRingMark(PlaneFault):
     """Marks buffers, but nothing that the device writes to the rings themselves: used elements and indices,
     descriptor flags, events. Where packet data lies in the same page, that page is marked all the same."""
@@ -120,7 +115,6 @@ class SkipUsedRingMark(PlaneFault):
     syntax = "skip-used-ring-mark"
 
 
-@dataclass(frozen=True, slots=True)
 class LogBitOrder(PlaneFault):
     """Sets the bits of the dirty log most significant bit first in each byte."""
 
@@ -128,7 +122,6 @@ class LogBitOrder(PlaneFault):
     syntax = "log-bit-order"
 
 
-@dataclass(frozen=True, slots=True)
 class LogEnd(PlaneFault):
     """Takes the dirty log to be this many pages (of 4096 bytes of log) shorter than it is, and drops the
     marks behind that end without a word."""
@@ -157,7 +150,6 @@ class LogEnd(PlaneFault):
         return self.pages * LOG_PAGE_BYTES
 
 
-@dataclass(frozen=True, slots=True)
 class DuplicateUsed(PlaneFault):
     """Writes one used element of this queue twice, so that used_idx runs one ahead of last_avail_idx. It is
     one of the first 64 elements after the start of logging; the seed decides which."""
@@ -186,10 +178,9 @@ class DuplicateUsed(PlaneFault):
     @property
     def parameter(self) -> float:
         # Which element is written twice, counted from 1.
-        return random.Random(self.seed).randint(1, _DUPLICATE_WINDOW)
+        return _chosen(self.seed, _DUPLICATE_WINDOW)
 
 
-@dataclass(frozen=True, slots=True)
 class _LostSignal(PlaneFault):
     """Signals of this queue that are lost after a restored start, and how many."""
 
@@ -208,7 +199,7 @@ class _LostSignal(PlaneFault):
         match = _QUEUE_AND_COUNT.fullmatch(value)
         if match is None:
             raise OptionError(f"{cls.name} takes nothing, vqN or vqN:COUNT, got {value!r}")
-        return cls(int(match[1]), int(match[2] or 1), seed=seed)
+        return cls(queue=int(match[1]), count=int(match[2] or 1), seed=seed)
 
     @property
     def value(self) -> str:
@@ -225,7 +216,6 @@ class _LostSignal(PlaneFault):
         return self.count
 
 
-@dataclass(frozen=True, slots=True)
 class LostKick(_LostSignal):
     """After a restored start the queue is not scanned, and the first `count` kicks are lost: nobody looks at
     the ring before a later one comes. With EVENT_IDX none does, because the driver waits for an answer."""
@@ -235,7 +225,6 @@ class LostKick(_LostSignal):
     queue: int = 1
 
 
-@dataclass(frozen=True, slots=True)
 class LostIrq(_LostSignal):
     """After a restored start the interrupt that the start owes and the next `count` that are due are lost."""
 
@@ -244,7 +233,6 @@ class LostIrq(_LostSignal):
     queue: int = 0
 
 
-@dataclass(frozen=True, slots=True)
 class RingState(Fault):
     """LM_RING_STATE of this queue reads last_avail_idx + `delta` after a stop."""
 
@@ -273,7 +261,6 @@ class RingState(Fault):
         return self.queue
 
 
-@dataclass(frozen=True, slots=True)
 class LateRingState(Fault):
     """queue_enable reads 0 before the ring state is final: for `ms` milliseconds after a stop, LM_RING_STATE
     of every queue reads as it was some entries before (1 to 8; the seed decides). DPDK's ifc driver met
@@ -300,16 +287,23 @@ class LateRingState(Fault):
     @property
     def entries(self) -> int:
         """How many entries the register lags behind."""
-        return random.Random(self.seed).randint(1, 8)
+        return _chosen(self.seed, 8)
 
 
-@dataclass(frozen=True, slots=True)
 class NoAnnounce(Fault):
     """The device never announces a station, neither after a restored start nor when asked to (SEND_RARP)."""
 
     name = "no-announce"
     syntax = "no-announce"
     side = Side.DESTINATION
+
+
+def _chosen(seed: int, among: int) -> int:
+    """A number from 1 to `among` that the seed decides."""
+    # Not at the top: a device without faults has to listen soon after the start.
+    from random import Random  # noqa: PLC0415
+
+    return Random(seed).randint(1, among)
 
 
 FAULTS: tuple[type[Fault], ...] = (

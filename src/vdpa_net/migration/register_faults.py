@@ -5,18 +5,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 from vdpa_net.migration.faults import LateRingState, RingState
+from vdpa_net.record import Record
 from vdpa_net.wire.lm import pack_ring_state, unpack_ring_state
 
 _INDICES = 1 << 16
 _OFFSET = (1 << 15) - 1
 
 
-@dataclass(frozen=True)
-class RingShape:
+class RingShape(Record):
     """How the indices of a ring move: 16 bits that wrap, or in a packed ring of `size` descriptors an offset
     with the wrap counter in bit 15 (the vhost encoding)."""
 

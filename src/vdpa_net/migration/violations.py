@@ -6,15 +6,15 @@ from __future__ import annotations
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
 from typing import Final
+
+from vdpa_net.record import Record, as_dict
 
 KEPT_ENTRIES: Final = 1024
 """Entries that are kept; all are counted. A guest must not be able to fill the memory with its mistakes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Violation:
+class Violation(Record):
     """One recorded fault: `where` (block, register or queue), `what`, the offending value, the clause."""
 
     where: str
@@ -87,7 +87,7 @@ class ViolationLog:
 
     def as_json(self) -> list[dict[str, object]]:
         """The kept entries as plain dictionaries."""
-        return [asdict(entry) for entry in self.entries]
+        return [as_dict(entry) for entry in self.entries]
 
     def _add(self, violation: Violation) -> None:
         self._keep(violation)

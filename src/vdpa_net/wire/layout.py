@@ -9,13 +9,13 @@ package supports this is also the host order that vfio-user and vhost-user use).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
 
+from vdpa_net.record import Record
 
-@dataclass(frozen=True, slots=True)
-class Field:
+
+class Field(Record):
     """One field: `width` in bytes; `blob` fields are bytes of exactly that width."""
 
     name: str
@@ -94,8 +94,7 @@ class Access(Enum):
     RC = "read-clears"
 
 
-@dataclass(frozen=True, slots=True)
-class Register:
+class Register(Record):
     """One register: where it is, how wide (bytes), who may write it, what it is after a reset, which clause.
 
     `writable_mask` limits the bits that a write changes (None: all of them).
@@ -122,22 +121,18 @@ class Register:
         return self.writable_mask if self.writable_mask is not None else (1 << (8 * self.width)) - 1
 
 
-@dataclass(frozen=True)
 class RegisterMap:
     """A named set of registers that do not overlap."""
 
-    name: str
-    registers: tuple[Register, ...]
-    by_name: Mapping[str, Register] = field(init=False)
-    size: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        ordered = sorted(self.registers, key=lambda register: register.offset)
+    def __init__(self, name: str, registers: tuple[Register, ...]) -> None:
+        self.name = name
+        self.registers = registers
+        ordered = sorted(registers, key=lambda register: register.offset)
         for low, high in pairwise(ordered):
             if low.end > high.offset:
-                raise ValueError(f"{self.name}: {low.name} and {high.name} overlap")
-        object.__setattr__(self, "by_name", {register.name: register for register in ordered})
-        object.__setattr__(self, "size", ordered[-1].end if ordered else 0)
+                raise ValueError(f"{name}: {low.name} and {high.name} overlap")
+        self.by_name: Mapping[str, Register] = {register.name: register for register in ordered}
+        self.size = ordered[-1].end if ordered else 0
 
     def __iter__(self) -> Iterator[Register]:
         return iter(self.by_name.values())

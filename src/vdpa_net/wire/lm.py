@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Final
 
 from vdpa_net.errors import OptionError
+from vdpa_net.record import Record, replace
 from vdpa_net.wire.layout import Register, RegisterMap
 
 PAGE_SHIFT: Final = 12
@@ -26,8 +26,7 @@ PACKED_OFFSET_MASK: Final = PACKED_WRAP - 1
 PACKED_INITIAL: Final = PACKED_WRAP << 16 | PACKED_WRAP
 
 
-@dataclass(frozen=True)
-class Profile:
+class Profile(Record):
     """One layout of the LM block and of the PCI function around it. All offsets and strides in bytes.
 
     `lm_bar` None puts the block right behind the notify region in its BAR, else it begins at offset 0 of that
@@ -40,6 +39,8 @@ class Profile:
 
     Raises OptionError if the parts don't go together.
     """
+
+    __slots__ = ("__dict__",)  # for what is cached
 
     name: str
     subsystem_vendor_id: int

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
+from vdpa_net.record import Record
 from vdpa_net.wire.layout import Field, Layout
 
 VERSION_MAJOR = 0
@@ -218,8 +218,7 @@ def compiled(layout: Layout) -> struct.Struct:
     return struct.Struct("<" + "".join(f"{f.width}s" if f.blob else codes[f.width] for f in layout.fields))
 
 
-@dataclass(frozen=True, slots=True)
-class CommandSpec:
+class CommandSpec(Record):
     """What a request looks like: a fixed structure, up to `max_extra_bytes` behind it, and descriptors.
 
     `reply` is the fixed structure of the reply payload. `argsz_min_bytes` is the smallest value that the

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from typing import Final
 
@@ -152,6 +151,8 @@ def feature_bit(name: str) -> int:
     key = name.lower().removeprefix("virtio_net_f_").removeprefix("virtio_f_")
     if key in names:
         return names[key]
+    import difflib  # noqa: PLC0415
+
     near = difflib.get_close_matches(key, names, 1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise OptionError(f"no feature {name!r} that can be switched{hint}")

@@ -5,10 +5,10 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from vdpa_net.errors import AccessError, ProtocolError
+from vdpa_net.record import Record
 from vdpa_net.transport.vfio_user import requests as rq
 from vdpa_net.transport.vfio_user.session import ServerSession
 from vdpa_net.wire import vfio_user as wire
@@ -105,8 +105,7 @@ class PciFunction(Protocol):
         """The client is gone: release all that was its."""
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Record):
     """Payload of a reply and the descriptors that go with it."""
 
     payload: bytes = b""

@@ -7,10 +7,10 @@ Values are checked for syntax only. Numbers of regions, interrupts and addresses
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple
 
+from vdpa_net.record import Record
 from vdpa_net.wire import vfio_user as wire
 
 
@@ -34,8 +34,7 @@ class Header(NamedTuple):
         return not self.flags & wire.FLAG_NO_REPLY
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
+class Version(Record):
     """VERSION: what the client proposes; `capabilities` as in its JSON."""
 
     major: int
@@ -43,8 +42,7 @@ class Version:
     capabilities: Mapping[str, object]
 
 
-@dataclass(frozen=True, slots=True)
-class DmaMap:
+class DmaMap(Record):
     """DMA_MAP; `fd` is None for memory that can't be mapped."""
 
     address: int
@@ -55,8 +53,7 @@ class DmaMap:
     fd: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class DmaUnmap:
+class DmaUnmap(Record):
     """DMA_UNMAP; `payload` is echoed in the reply. `everything`: VFIO_DMA_UNMAP_FLAG_ALL."""
 
     address: int
@@ -65,28 +62,24 @@ class DmaUnmap:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class GetInfo:
+class GetInfo(Record):
     """DEVICE_GET_INFO."""
 
 
-@dataclass(frozen=True, slots=True)
-class GetRegionInfo:
+class GetRegionInfo(Record):
     """DEVICE_GET_REGION_INFO."""
 
     index: int
 
 
-@dataclass(frozen=True, slots=True)
-class GetRegionIoFds:
+class GetRegionIoFds(Record):
     """DEVICE_GET_REGION_IO_FDS; `argsz` is the largest reply payload in bytes that the client takes."""
 
     index: int
     argsz: int
 
 
-@dataclass(frozen=True, slots=True)
-class GetIrqInfo:
+class GetIrqInfo(Record):
     """DEVICE_GET_IRQ_INFO."""
 
     index: int
@@ -108,8 +101,7 @@ class IrqData(Enum):
     EVENTFD = wire.IrqSetFlag.DATA_EVENTFD
 
 
-@dataclass(frozen=True, slots=True)
-class SetIrqs:
+class SetIrqs(Record):
     """DEVICE_SET_IRQS for interrupts [start, start + count) of a type.
 
     `bools` has `count` entries with IrqData.BOOL. `fds` has `count` entries or (unbind) none with EVENTFD.
@@ -143,8 +135,7 @@ class SetIrqs:
         return self.bools if self.data is IrqData.BOOL else (True,) * self.count
 
 
-@dataclass(frozen=True, slots=True)
-class RegionRead:
+class RegionRead(Record):
     """REGION_READ."""
 
     region: int
@@ -152,8 +143,7 @@ class RegionRead:
     count: int
 
 
-@dataclass(frozen=True, slots=True)
-class RegionWrite:
+class RegionWrite(Record):
     """REGION_WRITE, or one write of a REGION_WRITE_MULTI."""
 
     region: int
@@ -161,15 +151,13 @@ class RegionWrite:
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class RegionWriteMulti:
+class RegionWriteMulti(Record):
     """REGION_WRITE_MULTI."""
 
     writes: tuple[RegionWrite, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Reset:
+class Reset(Record):
     """DEVICE_RESET."""
 
 
@@ -189,8 +177,7 @@ Body = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Record):
     """One message of a client."""
 
     header: Header
