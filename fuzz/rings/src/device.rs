@@ -7,7 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
 use vdpa_net_dataplane::memory::{DmaSpace, PAGE_BYTES};
-use vdpa_net_dataplane::ring::{self, Chain, Ring, RingConfig, RingResult};
+use vdpa_net_dataplane::ring::{self, AnyRing, Chain, Ring, RingConfig, RingResult};
 
 use crate::guest::{memfd, Guest};
 use crate::input::{Operation, Setup, MEMORY_BYTES, MEMORY_IOVA};
@@ -24,7 +24,7 @@ struct Popped {
 pub struct Device {
     space: DmaSpace,
     config: RingConfig,
-    ring: Option<Box<dyn Ring>>,
+    ring: Option<AnyRing>,
     popped: VecDeque<Popped>,
     log: File,
     logging: bool,
@@ -64,7 +64,7 @@ impl Device {
             Operation::Move => self.go_on_elsewhere(),
             _ => {
                 if let Some(mut ring) = self.ring.take() {
-                    if self.step(ring.as_mut(), operation).is_ok() {
+                    if self.step(&mut *ring, operation).is_ok() {
                         self.ring = Some(ring);
                     } else {
                         self.popped.clear();
@@ -160,7 +160,7 @@ impl Device {
             return self.open();
         };
         let memory = self.space.lock();
-        while hand_back(&mut self.popped, ring.as_mut()) {}
+        while hand_back(&mut self.popped, &mut *ring) {}
         let mut stopped = Ok(());
         for popped in self.popped.drain(..) {
             stopped = stopped.and_then(|()| ring.push_used(&memory, popped.chain.taken, 0));

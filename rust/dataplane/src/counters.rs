@@ -37,11 +37,46 @@ pub struct QueueCounters {
     drops: [AtomicU64; 6],
 }
 
+/// What one batch counts by itself: an atomic operation for each packet would cost as much as the ring does.
+#[derive(Debug, Default)]
+pub struct BatchCounters {
+    packets: u64,
+    bytes: u64,
+    chains: u64,
+}
+
+impl BatchCounters {
+    /// One packet went through, `bytes` long without its virtio-net header.
+    pub fn packet(&mut self, bytes: u64) {
+        self.packets += 1;
+        self.bytes += bytes;
+    }
+
+    /// A chain was used.
+    pub fn chain(&mut self) {
+        self.chains += 1;
+    }
+}
+
 impl QueueCounters {
     /// One packet went through, `bytes` long without its virtio-net header.
     pub fn packet(&self, bytes: u64) {
         self.packets.fetch_add(1, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// What a batch has counted.
+    pub fn add(&self, batch: &BatchCounters) {
+        let pairs = [
+            (&self.packets, batch.packets),
+            (&self.bytes, batch.bytes),
+            (&self.chains, batch.chains),
+        ];
+        for (total, more) in pairs {
+            if more > 0 {
+                total.fetch_add(more, Ordering::Relaxed);
+            }
+        }
     }
 
     /// `count` packets were dropped.

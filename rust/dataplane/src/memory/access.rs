@@ -46,10 +46,12 @@ impl Span {
         }
     }
 
+    #[inline]
     fn holds(&self, iova: u64) -> bool {
         self.first <= iova && iova <= self.last
     }
 
+    #[inline]
     fn allows(&self, write: bool) -> bool {
         if write {
             self.writable
@@ -95,16 +97,19 @@ impl<'a> Memory<'a> {
 impl Memory<'_> {
     /// Ok if every byte of `range` is mapped, with write permission if `writable`, else with read permission.
     /// An empty range is always fine.
+    #[inline]
     pub fn check(&self, range: Range, writable: bool) -> Result<()> {
         self.for_each_piece(range, writable, |_| ())
     }
 
     /// Read a little-endian 16-bit word, atomically; acquire. Its address must be even.
+    #[inline]
     pub fn load_u16(&self, iova: u64) -> Result<u16> {
         Ok(u16::from_le(self.word(iova, false)?.load_u16()))
     }
 
     /// Write a little-endian 16-bit word of a ring, atomically; release; then mark. Its address must be even.
+    #[inline]
     pub fn store_u16(&self, iova: u64, value: u16) -> Result<()> {
         self.word(iova, true)?.store_u16(value.to_le());
         self.mark_as(Subject::Ring, Range { iova, len: 2 });
@@ -123,9 +128,13 @@ impl Memory<'_> {
     }
 
     /// Copy `N` bytes of guest memory.
+    #[inline]
     pub fn read_array<const N: usize>(&self, iova: u64) -> Result<[u8; N]> {
         let mut array = [0; N];
-        self.read_into(iova, &mut array)?;
+        match self.piece(Range::new(iova, N as u64), false) {
+            Some(bytes) if bytes.len() == N => bytes.copy_to(&mut array),
+            _ => self.read_into(iova, &mut array)?,
+        }
         Ok(array)
     }
 
@@ -135,14 +144,21 @@ impl Memory<'_> {
     }
 
     /// Write an entry of a ring, all of it or nothing; then mark.
+    #[inline]
     pub fn write_entry(&self, iova: u64, entry: &[u8]) -> Result<()> {
         self.write_as(Subject::Ring, iova, entry)
     }
 
+    #[inline]
     fn write_as(&self, subject: Subject, iova: u64, buf: &[u8]) -> Result<()> {
         let range = Range::new(iova, buf.len() as u64);
-        self.check(range, true)?;
-        self.store(range, buf)?;
+        match self.piece(range, true) {
+            Some(bytes) if bytes.len() == buf.len() => bytes.copy_from(buf),
+            _ => {
+                self.check(range, true)?;
+                self.store(range, buf)?;
+            }
+        }
         self.mark_as(subject, range);
         Ok(())
     }
@@ -191,6 +207,7 @@ impl Memory<'_> {
     }
 
     /// Call `visit` with each piece of `range` that lies in one map, in order.
+    #[inline]
     pub(super) fn for_each_piece(
         &self,
         range: Range,
@@ -254,6 +271,7 @@ impl Memory<'_> {
         })
     }
 
+    #[inline]
     fn word(&self, iova: u64, write: bool) -> Result<HostBytes<'_>> {
         if iova % 2 != 0 {
             return Err(Error::Misaligned { iova, align: 2 });
@@ -269,6 +287,7 @@ impl Memory<'_> {
         self.missed.get()
     }
 
+    #[cold]
     fn unmapped(&self, range: Range, fault_iova: u64, write: bool) -> Error {
         self.missed.set(Some(Miss::at(fault_iova, write)));
         Error::Unmapped {
@@ -280,17 +299,22 @@ impl Memory<'_> {
     }
 
     /// The beginning of `range`, as far as it lies in one map.
+    #[inline]
     fn piece(&self, range: Range, write: bool) -> Option<HostBytes<'_>> {
-        range.iova.checked_add(range.len - 1)?;
+        range.iova.checked_add(range.len.checked_sub(1)?)?;
         let span = self.span(range.iova).filter(|span| span.allows(write))?;
         let len = range.len.min(span.last - range.iova + 1);
         Some(self.bytes(&span, range.iova, len))
     }
 
+    #[inline]
     fn span(&self, iova: u64) -> Option<Span> {
-        if let Some(hit) = self.cache.iter().find(|span| span.get().holds(iova)) {
-            return Some(hit.get());
-        }
+        let hit = self.cache.iter().find(|span| span.get().holds(iova));
+        hit.map(Cell::get).or_else(|| self.look_up(iova))
+    }
+
+    #[cold]
+    fn look_up(&self, iova: u64) -> Option<Span> {
         let span = Span::of(self.inner.maps.at(iova)?);
         let slot = self.next_cached.get();
         self.cache[slot].set(span);
@@ -299,6 +323,7 @@ impl Memory<'_> {
     }
 
     /// `len` bytes at `iova`, all of which lie in `span`.
+    #[inline]
     fn bytes(&self, span: &Span, iova: u64, len: u64) -> HostBytes<'_> {
         debug_assert!(span.holds(iova) && len <= span.last - iova + 1);
         // SAFETY: the span is an entry of the maps, which the guard in `self` keeps as they are, with a reference to

@@ -19,10 +19,14 @@ impl Memory<'_> {
     }
 
     /// Mark every page of `range`, if a log runs.
+    #[inline]
     pub(super) fn mark_as(&self, subject: Subject, range: Range) {
-        let Some(log) = &self.log_state().active else {
-            return;
-        };
+        if let Some(log) = &self.log_state().active {
+            self.mark_in(log, subject, range);
+        }
+    }
+
+    fn mark_in(&self, log: &ActiveLog, subject: Subject, range: Range) {
         if range.len == 0 {
             return;
         }

@@ -24,6 +24,7 @@ pub(super) struct HostBytes<'g> {
 impl<'g> HostBytes<'g> {
     /// # Safety
     /// [start, start + len) must be mapped for `'g`, and writable if it is written.
+    #[inline]
     pub(super) unsafe fn new(start: NonNull<u8>, len: usize) -> Self {
         Self {
             start,
@@ -32,14 +33,17 @@ impl<'g> HostBytes<'g> {
         }
     }
 
+    #[inline]
     pub(super) fn len(self) -> usize {
         self.len
     }
 
+    #[inline]
     pub(super) fn address(self) -> usize {
         self.start.as_ptr() as usize
     }
 
+    #[inline]
     pub(super) fn iovec(self) -> libc::iovec {
         libc::iovec {
             iov_base: self.start.as_ptr().cast(),
@@ -48,12 +52,20 @@ impl<'g> HostBytes<'g> {
     }
 
     /// Copy all bytes out; `out` has the same length.
+    #[inline]
     pub(super) fn copy_to(self, out: &mut [u8]) {
         assert_eq!(out.len(), self.len, "guest memory copy");
         let (from, to) = (self.start.as_ptr(), out.as_mut_ptr());
         if self.len > WORDWISE_BYTES {
             // SAFETY: both are valid for `len` bytes; `out` is ours alone, so they don't overlap.
             unsafe { std::ptr::copy_nonoverlapping(from, to, self.len) };
+            return;
+        }
+        if self.is_of_long_words() {
+            for offset in (0..self.len).step_by(MAX_WORD_BYTES) {
+                // SAFETY: as below; the length is a multiple of the word's.
+                unsafe { load_word(from.add(offset), to.add(offset), MAX_WORD_BYTES) };
+            }
             return;
         }
         for (offset, bytes) in words(self.address(), self.len) {
@@ -63,6 +75,7 @@ impl<'g> HostBytes<'g> {
     }
 
     /// Copy all bytes in; `data` has the same length.
+    #[inline]
     pub(super) fn copy_from(self, data: &[u8]) {
         assert_eq!(data.len(), self.len, "guest memory copy");
         let (from, to) = (data.as_ptr(), self.start.as_ptr());
@@ -71,23 +84,39 @@ impl<'g> HostBytes<'g> {
             unsafe { std::ptr::copy_nonoverlapping(from, to, self.len) };
             return;
         }
+        if self.is_of_long_words() {
+            for offset in (0..self.len).step_by(MAX_WORD_BYTES) {
+                // SAFETY: as below; the length is a multiple of the word's.
+                unsafe { store_word(from.add(offset), to.add(offset), MAX_WORD_BYTES) };
+            }
+            return;
+        }
         for (offset, bytes) in words(self.address(), self.len) {
             // SAFETY: offset + bytes <= len, and the guest address is aligned to `bytes`.
             unsafe { store_word(from.add(offset), to.add(offset), bytes) };
         }
     }
 
+    /// Descriptors and used elements are: the common case needs no look at each word's alignment.
+    #[inline]
+    fn is_of_long_words(self) -> bool {
+        (self.address() | self.len) % MAX_WORD_BYTES == 0
+    }
+
     /// Acquire: what the guest wrote before this value is visible afterwards.
+    #[inline]
     pub(super) fn load_u16(self) -> u16 {
         self.as_u16().load(Ordering::Acquire)
     }
 
     /// Release: what was written before is visible to whoever sees this value.
+    #[inline]
     pub(super) fn store_u16(self, value: u16) {
         self.as_u16().store(value, Ordering::Release);
     }
 
     /// Set bits of the first byte; returns what it was. Release: whoever sees the bit sees the stores before.
+    #[inline]
     pub(super) fn or_u8(self, mask: u8) -> u8 {
         assert!(self.len >= 1, "guest memory byte");
         // SAFETY: one byte is valid, and an atomic tolerates changes by others.
@@ -108,6 +137,7 @@ impl<'g> HostBytes<'g> {
         byte.fetch_and(!mask, Ordering::AcqRel)
     }
 
+    #[inline]
     fn as_u16(&self) -> &'g AtomicU16 {
         assert!(
             self.len >= 2 && self.address() % 2 == 0,
@@ -137,6 +167,7 @@ fn words(address: usize, len: usize) -> impl Iterator<Item = (usize, usize)> {
 
 /// # Safety
 /// `from` is aligned to `bytes` (1, 2, 4 or 8); both are valid for as many bytes.
+#[inline]
 unsafe fn load_word(from: *const u8, to: *mut u8, bytes: usize) {
     // SAFETY: the caller guarantees alignment of `from` and validity of both.
     unsafe {
@@ -157,6 +188,7 @@ unsafe fn load_word(from: *const u8, to: *mut u8, bytes: usize) {
 
 /// # Safety
 /// `to` is aligned to `bytes` (1, 2, 4 or 8); both are valid for as many bytes.
+#[inline]
 unsafe fn store_word(from: *const u8, to: *mut u8, bytes: usize) {
     // SAFETY: the caller guarantees alignment of `to` and validity of both.
     unsafe {

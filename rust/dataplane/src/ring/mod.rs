@@ -9,6 +9,8 @@ pub mod chain;
 pub mod packed;
 pub mod split;
 
+use std::ops::{Deref, DerefMut};
+
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::violation::Violation;
@@ -165,10 +167,58 @@ pub fn check_areas(config: &RingConfig, memory: &Memory<'_>) -> Result<()> {
 /// Check `config` and make a ring of it.
 ///
 /// Errors: the size, an alignment, an area that is not mapped, a state that the format can't have.
-pub fn open(config: &RingConfig, memory: &Memory<'_>) -> Result<Box<dyn Ring>> {
+pub fn open(config: &RingConfig, memory: &Memory<'_>) -> Result<AnyRing> {
     Ok(if config.features & F_RING_PACKED != 0 {
-        Box::new(packed::PackedQueue::new(config, memory)?)
+        AnyRing::Packed(packed::PackedQueue::new(config, memory)?)
     } else {
-        Box::new(split::SplitQueue::new(config, memory)?)
+        AnyRing::Split(split::SplitQueue::new(config, memory)?)
     })
 }
+
+/// A ring whose format can be asked for: whoever moves packets does so once a batch, not at each call.
+#[derive(Debug)]
+pub enum AnyRing {
+    /// A split virtqueue.
+    Split(split::SplitQueue),
+    /// A packed virtqueue.
+    Packed(packed::PackedQueue),
+    /// Something in front of one of them.
+    Other(Box<dyn Ring>),
+}
+
+impl Deref for AnyRing {
+    type Target = dyn Ring;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::Split(ring) => ring,
+            Self::Packed(ring) => ring,
+            Self::Other(ring) => ring.as_ref(),
+        }
+    }
+}
+
+impl DerefMut for AnyRing {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        match self {
+            Self::Split(ring) => ring,
+            Self::Packed(ring) => ring,
+            Self::Other(ring) => ring.as_mut(),
+        }
+    }
+}
+
+/// Evaluate an expression for the ring in an [`AnyRing`], compiled for each format.
+macro_rules! with_ring {
+    ($any:expr, $ring:ident => $body:expr) => {
+        match $any {
+            $crate::ring::AnyRing::Split($ring) => $body,
+            $crate::ring::AnyRing::Packed($ring) => $body,
+            $crate::ring::AnyRing::Other(boxed) => {
+                let $ring = boxed.as_mut();
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_ring;

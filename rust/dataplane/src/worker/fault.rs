@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::Arc;
 
 use crate::memory::Memory;
-use crate::ring::{Chain, Ring, RingResult, RingState, Taken};
+use crate::ring::{AnyRing, Chain, Ring, RingResult, RingState, Taken};
 
 /// A fault to install.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,7 +86,7 @@ impl QueueFaults {
     }
 
     /// The queue starts: the ring to use instead of `ring`.
-    pub(super) fn start(self: &Arc<Self>, ring: Box<dyn Ring>, is_restored: bool) -> Box<dyn Ring> {
+    pub(super) fn start(self: &Arc<Self>, ring: AnyRing, is_restored: bool) -> AnyRing {
         self.kicks.start(is_restored, 0);
         self.interrupts.start(is_restored, 1);
         let is_deaf = self.kicks.left.load(Ordering::Relaxed) > 0;
@@ -95,7 +95,7 @@ impl QueueFaults {
     }
 
     /// The ring to use instead of `ring`, which runs already.
-    pub(super) fn in_front_of(self: &Arc<Self>, ring: Box<dyn Ring>) -> Box<dyn Ring> {
+    pub(super) fn in_front_of(self: &Arc<Self>, ring: AnyRing) -> AnyRing {
         let wanted = [&self.duplicate_at, &self.kicks.wanted];
         if wanted
             .iter()
@@ -104,11 +104,11 @@ impl QueueFaults {
             return ring;
         }
         let faults = Arc::clone(self);
-        Box::new(FaultyRing {
+        AnyRing::Other(Box::new(FaultyRing {
             ring,
             faults,
             has_skipped_scan: false,
-        })
+        }))
     }
 
     /// The driver kicked: one that is not lost makes the queue be looked at again.
@@ -134,7 +134,7 @@ impl QueueFaults {
 /// A ring as its faults let it appear.
 #[derive(Debug)]
 struct FaultyRing {
-    ring: Box<dyn Ring>,
+    ring: AnyRing,
     faults: Arc<QueueFaults>,
     has_skipped_scan: bool,
 }

@@ -13,7 +13,7 @@ use super::signal::{new_eventfd, Call, Signal};
 use crate::counters::QueueCounters;
 use crate::error::{Error, Result};
 use crate::memory::{DmaSpace, Memory, Miss};
-use crate::ring::{self, Ring, RingConfig, RingFault, RingResult, RingState, F_IN_ORDER};
+use crate::ring::{self, AnyRing, Ring, RingConfig, RingFault, RingResult, RingState, F_IN_ORDER};
 use crate::violation::{Violation, ViolationLog};
 
 /// The part of a queue that needs no lock, or its own short one.
@@ -86,7 +86,7 @@ impl Queue {
 /// The part of a queue that its owner's lock guards.
 #[derive(Debug, Default)]
 pub(crate) struct Slot {
-    pub(crate) ring: Option<Box<dyn Ring>>,
+    pub(crate) ring: Option<AnyRing>,
     /// The negotiated features.
     pub(crate) features: u64,
     /// Changes with every start and stop.
@@ -114,7 +114,7 @@ impl Slot {
         let memory = space.lock();
         let ring = ring::open(config, &memory)?;
         if config.restored {
-            check_restored(queue, config, ring.as_ref(), &memory);
+            check_restored(queue, config, &*ring, &memory);
         } else {
             queue.call.forget();
         }

@@ -8,11 +8,11 @@ use std::sync::Arc;
 
 use super::pair::{Pair, Side, State};
 use crate::backend::Received;
-use crate::counters::Drop;
+use crate::counters::{BatchCounters, Drop};
 use crate::filter::ReceiveFilter;
 use crate::memory::{Memory, Range};
 use crate::net::{self, HEADER_BYTES, MAX_PACKET_BYTES};
-use crate::ring::{Chain, Ring, RingResult, Taken, F_MRG_RXBUF};
+use crate::ring::{with_ring, Chain, Ring, RingResult, Taken, F_MRG_RXBUF};
 
 /// Why a batch ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -143,16 +143,15 @@ impl Pair {
         let generation = self.space.map_generation();
         let memory = self.space.lock();
         let checked = side.slot.check_areas(&self.space, &memory);
-        let ring = side.slot.ring.as_deref_mut()?;
-        let mut batch = Batch {
-            pair: self,
-            memory: &memory,
-            ring,
-            chain: &mut side.chain,
-            inbox,
-            is_mergeable,
-        };
-        let result = checked.and_then(|()| batch.run(budget));
+        let ring = side.slot.ring.as_mut()?;
+        let chain = &mut side.chain;
+        let result = checked.and_then(|()| {
+            with_ring!(ring, ring => {
+                let memory = &memory;
+                let counters = BatchCounters::default();
+                Batch { pair: self, memory, ring, chain, inbox, is_mergeable, counters }.run(budget)
+            })
+        });
         self.rx.counters.dirtied(&memory);
         let missed = memory.missed();
         drop(memory);
@@ -189,6 +188,7 @@ impl Pair {
             chain: &mut rx.chain,
             inbox,
             is_mergeable: false,
+            counters: BatchCounters::default(),
         };
         let result = batch.fetch();
         drop(memory);
@@ -198,17 +198,24 @@ impl Pair {
     }
 }
 
-struct Batch<'a, 'm> {
+struct Batch<'a, 'm, R: Ring + ?Sized> {
     pair: &'a Pair,
     memory: &'a Memory<'m>,
-    ring: &'a mut dyn Ring,
+    ring: &'a mut R,
     chain: &'a mut Chain,
     inbox: &'a mut Inbox,
     is_mergeable: bool,
+    counters: BatchCounters,
 }
 
-impl Batch<'_, '_> {
-    fn run(&mut self, budget: u16) -> RingResult<(ReceivedBatch, bool)> {
+impl<R: Ring + ?Sized> Batch<'_, '_, R> {
+    fn run(mut self, budget: u16) -> RingResult<(ReceivedBatch, bool)> {
+        let received = self.receive(budget);
+        self.pair.rx.counters.add(&self.counters);
+        Ok((received?, self.ring.publish(self.memory)?))
+    }
+
+    fn receive(&mut self, budget: u16) -> RingResult<ReceivedBatch> {
         let mut packets = 0;
         let mut chains = 0;
         let ended = loop {
@@ -231,8 +238,7 @@ impl Batch<'_, '_> {
             self.inbox.clear();
             packets += 1;
         };
-        let interrupt = self.ring.publish(self.memory)?;
-        Ok((ReceivedBatch { packets, ended }, interrupt))
+        Ok(ReceivedBatch { packets, ended })
     }
 
     /// Make sure that there is a packet in the inbox; otherwise say why not. None is taken from the back end as long
@@ -312,10 +318,10 @@ impl Batch<'_, '_> {
         for &(taken, room) in &self.inbox.used {
             let written = left.min(room);
             self.ring.push_used(self.memory, taken, written as u32)?;
-            self.pair.rx.counters.chain();
+            self.counters.chain();
             left -= written;
         }
-        self.pair.rx.counters.packet((len - HEADER_BYTES) as u64);
+        self.counters.packet((len - HEADER_BYTES) as u64);
         Ok(())
     }
 }

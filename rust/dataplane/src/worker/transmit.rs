@@ -4,10 +4,10 @@
 use super::pair::{Pair, Side};
 use super::queue::Queue;
 use crate::backend::Sent;
-use crate::counters::Drop;
+use crate::counters::{BatchCounters, Drop};
 use crate::memory::Memory;
 use crate::net::{self, HEADER_BYTES};
-use crate::ring::{Chain, Ring, RingResult};
+use crate::ring::{with_ring, Chain, Ring, RingResult};
 
 /// What a batch did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,9 +34,11 @@ impl Pair {
         let generation = self.space.map_generation();
         let memory = self.space.lock();
         let checked = side.slot.check_areas(&self.space, &memory);
-        let ring = side.slot.ring.as_deref_mut()?;
-        let result =
-            checked.and_then(|()| self.transmit_batch(&memory, ring, &mut side.chain, budget));
+        let ring = side.slot.ring.as_mut()?;
+        let chain = &mut side.chain;
+        let result = checked.and_then(
+            |()| with_ring!(ring, ring => self.transmit_batch(&memory, ring, chain, budget)),
+        );
         self.tx.counters.dirtied(&memory);
         let missed = memory.missed();
         drop(memory);
@@ -62,10 +64,24 @@ impl Pair {
     fn transmit_batch(
         &self,
         memory: &Memory<'_>,
-        ring: &mut dyn Ring,
+        ring: &mut (impl Ring + ?Sized),
         chain: &mut Chain,
         budget: u16,
     ) -> RingResult<(Transmitted, bool)> {
+        let mut counters = BatchCounters::default();
+        let sent = self.send_chains(memory, ring, chain, budget, &mut counters);
+        self.tx.counters.add(&counters);
+        Ok((sent?, ring.publish(memory)?))
+    }
+
+    fn send_chains(
+        &self,
+        memory: &Memory<'_>,
+        ring: &mut (impl Ring + ?Sized),
+        chain: &mut Chain,
+        budget: u16,
+        counters: &mut BatchCounters,
+    ) -> RingResult<Transmitted> {
         let mut done = Transmitted {
             chains: 0,
             is_blocked: false,
@@ -74,7 +90,7 @@ impl Pair {
             if done.chains == 0 {
                 ring.disable_kicks(memory)?;
             }
-            match self.send(memory, chain) {
+            match self.send(memory, chain, counters) {
                 Ok(true) => {}
                 Ok(false) => {
                     ring.unpop(chain.taken);
@@ -87,23 +103,25 @@ impl Pair {
                 }
             }
             ring.push_used(memory, chain.taken, 0)?;
-            self.tx.counters.chain();
+            counters.chain();
             done.chains += 1;
         }
-        Ok((done, ring.publish(memory)?))
+        Ok(done)
     }
 
     /// False: the back end is full. A packet that can't be sent at all is counted, and its chain is done.
-    fn send(&self, memory: &Memory<'_>, chain: &Chain) -> RingResult<bool> {
+    fn send(
+        &self,
+        memory: &Memory<'_>,
+        chain: &Chain,
+        counters: &mut BatchCounters,
+    ) -> RingResult<bool> {
         if let Err(reason) = net::check_length(chain.readable_len) {
             self.tx.counters.dropped(reason, 1);
             return Ok(true);
         }
         match self.port.send(memory, &chain.readable)? {
-            Sent::Done => self
-                .tx
-                .counters
-                .packet(chain.readable_len - HEADER_BYTES as u64),
+            Sent::Done => counters.packet(chain.readable_len - HEADER_BYTES as u64),
             Sent::Blocked => return Ok(false),
             Sent::Refused { reason, .. } => self.tx.counters.dropped(reason, 1),
         }

@@ -4,7 +4,7 @@
 use crate::packed_driver::PackedDriver;
 use crate::split_driver::SplitDriver;
 use crate::support::{open, Driver, Features, Guest, Piece};
-use vdpa_net_dataplane::ring::{Chain, Ring};
+use vdpa_net_dataplane::ring::{AnyRing, Chain};
 
 fn features(packed: bool) -> Features {
     Features {
@@ -17,7 +17,7 @@ fn features(packed: bool) -> Features {
 struct Rig {
     guest: Guest,
     driver: Box<dyn Driver>,
-    ring: Box<dyn Ring>,
+    ring: AnyRing,
     buffer: u64,
 }
 

@@ -9,7 +9,7 @@ use crate::support::{
 };
 use vdpa_net_dataplane::error::Error;
 use vdpa_net_dataplane::ring::{
-    self, Chain, Ring, RingConfig, RingFault, RingState, F_RING_PACKED,
+    self, AnyRing, Chain, RingConfig, RingFault, RingState, F_RING_PACKED,
 };
 
 const FEATURES: Features = Features {
@@ -22,7 +22,7 @@ const SIZE: u16 = 5;
 struct Rig {
     guest: Guest,
     driver: PackedDriver,
-    ring: Box<dyn Ring>,
+    ring: AnyRing,
     buffer: u64,
 }
 

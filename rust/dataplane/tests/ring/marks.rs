@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use crate::packed_driver::PackedDriver;
 use crate::split_driver::SplitDriver;
 use crate::support::{changed_pages, open, Driver, Features, Guest, Piece, PAGE};
-use vdpa_net_dataplane::ring::{Chain, Ring, Taken};
+use vdpa_net_dataplane::ring::{AnyRing, Chain, Taken};
 
 fn features(packed: bool, event_idx: bool) -> Features {
     Features {
@@ -78,7 +78,7 @@ proptest! {
 }
 
 /// A guest with a ring of 8 on which so many buffers are available, logging.
-fn ready(packed: bool, buffers: usize) -> (Guest, Box<dyn Driver>, Box<dyn Ring>) {
+fn ready(packed: bool, buffers: usize) -> (Guest, Box<dyn Driver>, AnyRing) {
     let guest = Guest::new();
     let mut driver = driver(&guest, packed, 8, true, 0);
     let ring = open(&guest, driver.as_ref(), features(packed, true), 0, false);

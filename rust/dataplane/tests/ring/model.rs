@@ -9,7 +9,7 @@ use crate::packed_driver::PackedDriver;
 use crate::split_driver::SplitDriver;
 use crate::support::{open, Driver, Features, Guest, Piece};
 use vdpa_net_dataplane::memory::Range;
-use vdpa_net_dataplane::ring::{self, Chain, Ring, Taken};
+use vdpa_net_dataplane::ring::{self, AnyRing, Chain, Taken};
 
 #[derive(Clone, Debug)]
 enum Op {
@@ -71,7 +71,7 @@ struct Model {
 struct Rig {
     guest: Guest,
     driver: Box<dyn Driver>,
-    ring: Box<dyn Ring>,
+    ring: AnyRing,
     features: Features,
     model: Model,
     buffer: u64,

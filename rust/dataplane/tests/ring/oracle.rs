@@ -9,7 +9,7 @@ use vm_memory::{FileOffset, GuestAddress, GuestMemoryMmap};
 
 use crate::split_driver::SplitDriver;
 use crate::support::{open, Driver, Features, Guest, Piece, BASE, WRITE};
-use vdpa_net_dataplane::ring::{Chain, Ring};
+use vdpa_net_dataplane::ring::{AnyRing, Chain};
 
 /// A round: chains that come (pieces, writable, indirect), then as many are used, then an event is asked for.
 type Round = (Vec<(usize, bool, bool)>, usize, u16);
@@ -17,7 +17,7 @@ type Round = (Vec<(usize, bool, bool)>, usize, u16);
 struct Ours {
     guest: Guest,
     driver: SplitDriver,
-    ring: Box<dyn Ring>,
+    ring: AnyRing,
 }
 
 struct Theirs {

@@ -266,7 +266,7 @@ fn race(packed: bool, size: u16) {
                 drive(side, size, kick, called);
             }
         });
-        serve(ring.as_mut(), &guest, &call, &kicked);
+        serve(&mut *ring, &guest, &call, &kicked);
         driving.join().expect("the driver");
     });
 }

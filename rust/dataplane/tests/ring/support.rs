@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 
 use vdpa_net_dataplane::memory::{DmaSpace, Range};
 use vdpa_net_dataplane::ring::{
-    self, Ring, RingConfig, RingState, F_EVENT_IDX, F_INDIRECT_DESC, F_RING_PACKED,
+    self, AnyRing, RingConfig, RingState, F_EVENT_IDX, F_INDIRECT_DESC, F_RING_PACKED,
 };
 
 pub const PAGE: u64 = 4096;
@@ -224,7 +224,7 @@ pub fn open(
     features: Features,
     passed: u64,
     restored: bool,
-) -> Box<dyn Ring> {
+) -> AnyRing {
     let config = driver.config(features, driver.state(passed, passed), restored);
     ring::open(&config, &guest.space.lock()).expect("open")
 }
