@@ -67,3 +67,10 @@ def test_the_table_says_medians_ratio_and_goal() -> None:
     assert cells[3] == ["", "0.50"]
     assert cells[4] == ["", "[red]missed: >= 1 of peer[/]"]
     assert report.missed == [measured]
+
+
+def test_nothing_lost_is_a_result_where_a_case_counts_losses() -> None:
+    takes = {SUBJECT: lambda: 0.0, PEER: lambda: 0.0}
+    case = Case("lost", "lost", "packets", takes, (Goal(PEER, at_most=1.0),), may_be_zero=True)
+    assert CaseResult(case, {SUBJECT: Series([0]), PEER: Series([0])}).missed() == []
+    assert CaseResult(case, {SUBJECT: Series([1]), PEER: Series([0])}).missed() == ["inf, goal <= 1 of peer"]

@@ -82,3 +82,17 @@ def test_bandwidth_limits_every_phase() -> None:
     limited = PrecopyOptions(64, one_pass=False, bandwidth_bytes_per_s=4 * MIB)
     assert limited.limits(96 * MIB) == {"max-bandwidth": 4 * MIB}
     assert limited.limits(1 * MIB, 300) == {"max-bandwidth": 1 * MIB, "downtime-limit": 300}
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ({"faults": ("no-announce",)}, "--fault"),
+        ({"transport": "vfio-user"}, "--transport"),
+        ({"queue_pairs": 2}, "--queue-pairs"),
+        ({"backend_sockets": (Path("a"), Path("b"))}, "--backend-socket"),
+    ],
+)
+def test_the_reference_has_no_device_to_be_told_about(more: dict[str, object], named: str) -> None:
+    with pytest.raises(OptionError, match=f"{named} is about .*, --reference replaces it"):
+        MigrateOptions(reference=True, **more).check()  # type: ignore[arg-type]

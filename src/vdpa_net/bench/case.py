@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -52,7 +53,8 @@ class Bound:
 class Case:
     """What is measured. `key` names it in the JSON result; contestants are in the order of their turns.
 
-    `subject` is the contestant that the goals are about.
+    `subject` is the contestant that the goals are about. `may_be_zero`: nothing is a result (packets lost),
+    not a contestant that does not work.
     """
 
     key: str
@@ -62,6 +64,7 @@ class Case:
     goals: tuple[Goal, ...] = ()
     bound: Bound | None = None
     subject: str = SUBJECT
+    may_be_zero: bool = False
 
 
 @dataclass
@@ -94,10 +97,12 @@ class CaseResult:
 
     def ratio(self, versus: str) -> float:
         """The subject's median by another's. Raises LabError where the other did nothing."""
-        other = self.series[versus].median
+        own, other = self.series[self.case.subject].median, self.series[versus].median
+        if other == 0 and self.case.may_be_zero:
+            return math.inf if own else 1.0
         if other == 0:
             raise LabError(f"{self.case.key}: {versus} measured 0 {self.case.unit}; expected more")
-        return self.series[self.case.subject].median / other
+        return own / other
 
     def ratios(self) -> dict[str, float]:
         """The subject's median by that of each other contestant."""

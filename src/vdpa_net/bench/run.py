@@ -16,6 +16,7 @@ from vdpa_net.bench import host
 from vdpa_net.bench.case import Case, CaseResult, run_case
 from vdpa_net.bench.control import control_cases
 from vdpa_net.bench.guests import guest_cases
+from vdpa_net.bench.migrations import migration_cases
 from vdpa_net.bench.native import Peers
 from vdpa_net.bench.report import Report
 from vdpa_net.bench.rings import ring_cases
@@ -50,7 +51,7 @@ class BenchOptions:
         return 0.4 if self.quick else 1.0
 
 
-GROUPS = ("tap", "ring", "control", "guest")
+GROUPS = ("tap", "ring", "control", "guest", "migration")
 
 
 def run_bench(options: BenchOptions, console: Console) -> Report:
@@ -89,6 +90,7 @@ def _run_groups(options: BenchOptions, directory: Path, progress: ProgressCallba
             "ring": lambda: ring_cases(peers, built, directory),
             "control": lambda: control_cases(directory, quick=options.quick),
             "guest": lambda: guest_cases(built, directory, network, options.seconds),
+            "migration": lambda: migration_cases(directory, quick=options.quick),
         }
         for name in options.groups or GROUPS:
             progress(f"setting up: {name}", None)

@@ -44,6 +44,9 @@ def _add_run(group: argparse._ArgumentGroup) -> None:
         metavar="WHAT",
         help="in pre-copy: reboot, rebind, channels (ethtool -L) or reset; may be repeated",
     )
+    group.add_argument(
+        "--gap-only", action="store_true", help="time the gap in every round, compare RAM in none"
+    )
     group.add_argument("--postcopy", action="store_true", help="refused, with the reason")
 
 
@@ -59,6 +62,11 @@ def _add_device(group: argparse._ArgumentGroup) -> None:
         "--queue-pairs", type=whole_number(1), default=1, metavar="N", help="queue pairs of the NIC (1)"
     )
     group.add_argument("--packed", action="store_true", help="packed virtqueues")
+    group.add_argument(
+        "--reference",
+        action="store_true",
+        help="QEMU's own virtio-net on the taps instead of the devices: figures to compare with",
+    )
     group.add_argument("--iommu", action="store_true", help="put a vIOMMU in front of the guest's NIC")
 
 
@@ -146,6 +154,8 @@ def run(arguments: argparse.Namespace) -> int:
         image=arguments.image,
         qemu_arguments=tuple(shlex.split(arguments.qemu_args)),
         backend_sockets=None if foreign is None else parse_backend_sockets(foreign),
+        reference=arguments.reference,
+        gap_only=arguments.gap_only,
         faults=tuple(arguments.fault),
         seed=arguments.seed,
         json_path=arguments.json,

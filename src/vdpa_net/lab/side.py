@@ -118,8 +118,15 @@ class Side:
     @classmethod
     def foreign(cls, name: str, vhost_socket: Path) -> Self:
         """A side of somebody else's: its back end answers no questions (`is_watched` is false)."""
-        side = cls(SideOptions(name, "", "", vhost_socket.parent))
-        side.vhost_socket, side.is_watched = vhost_socket, False
+        side = cls.unwatched(SideOptions(name, "", "", vhost_socket.parent))
+        side.vhost_socket = vhost_socket
+        return side
+
+    @classmethod
+    def unwatched(cls, options: SideOptions) -> Self:
+        """A side without processes of ours: nothing is started, and nothing can be asked."""
+        side = cls(options)
+        side.is_watched = False
         return side
 
     def start(self) -> None:

@@ -41,7 +41,8 @@ class MigrateOptions:
     bytes. `dirty_kib_per_s` is what the guest rewrites besides its traffic, `stream_bytes_per_s` the pace of
     its TCP stream. `bandwidth_mib_per_s` limits the transfer (None: the lab's own pace), `downtime_limit_ms`
     is QEMU's. `keep` keeps the logs of a run that passed. `backend_sockets` are two vhost-user back ends of
-    the user's, source and destination.
+    the user's, source and destination. With `reference` QEMU's own virtio-net takes the device's place.
+    `gap_only`: every round times the gap.
     """
 
     rounds: int = 2
@@ -69,6 +70,8 @@ class MigrateOptions:
     image: Path | None = None
     qemu_arguments: tuple[str, ...] = ()
     backend_sockets: tuple[Path, Path] | None = None
+    reference: bool = False
+    gap_only: bool = False
     minimum_pages: int = MINIMUM_PAGES
     json_path: Path | None = None
     junit_path: Path | None = None
@@ -124,13 +127,19 @@ class MigrateOptions:
                 raise OptionError(f"--{name} {path}: there is no such file")
 
     def _check_foreign(self) -> None:
-        if self.backend_sockets is None:
+        replaced_by = "--reference" if self.reference else "--backend-socket"
+        if not self.reference and self.backend_sockets is None:
             return
-        given = {"--fault": bool(self.faults), "--transport": self.transport != "in-process"}
+        given = {
+            "--fault": bool(self.faults),
+            "--transport": self.transport != "in-process",
+            "--backend-socket": self.reference and self.backend_sockets is not None,
+            "--queue-pairs": self.reference and self.queue_pairs > 1,
+        }
         for name, is_given in given.items():
             if is_given:
-                raise OptionError(f"{name} is about the device of vdpa-net, --backend-socket replaces it")
-        for path in self.backend_sockets:
+                raise OptionError(f"{name} is about the device of vdpa-net, {replaced_by} replaces it")
+        for path in self.backend_sockets or ():
             if not path.is_socket():
                 raise OptionError(f"--backend-socket {path}: there is no such Unix socket")
 

@@ -14,6 +14,7 @@ from vdpa_net.lab.migrate.live import LiveFigures
 from vdpa_net.lab.migrate.observe import BEHIND_IOMMU, OUT_OF_REACH, Round
 from vdpa_net.lab.migrate.options import MigrateOptions
 from vdpa_net.lab.migrate.precopy import FULL_SPEED_BYTES_PER_S, MIB, PrecopyOptions
+from vdpa_net.lab.migrate.reference import NOT_OURS, ReferenceTopology
 from vdpa_net.lab.migrate.switchover import RoundOptions, RoundRunner
 from vdpa_net.lab.migrate.topology import GUEST_MAC, FlatTopology, TopologyOptions, agent_words
 from vdpa_net.lab.network import GUEST_ADDRESS, LAB_ADDRESS, PREFIX_LENGTH
@@ -66,7 +67,7 @@ class Migration:
                 self._commands = topology.command_lines()
 
     def _make_topology(self, options: TopologyOptions) -> FlatTopology:
-        return FlatTopology(options)
+        return ReferenceTopology(options) if self._options.reference else FlatTopology(options)
 
     def _prepare(self) -> TopologyOptions:
         options = self._options
@@ -92,6 +93,7 @@ class Migration:
             "queue_pairs": options.queue_pairs,
             "packed": options.packed,
             "iommu": options.iommu,
+            "reference": options.reference,
             "seed": options.seed,
             "faults": list(options.faults),
             "memory_mib": options.memory_mib,
@@ -178,7 +180,8 @@ class Migration:
             audited=not options.iommu,
         )
         # Odd rounds compare RAM, even ones time the gap.
-        return RoundOptions(number, number % 2 == 1, precopy, options.cancel_at, options.disturbances)
+        compares_ram = number % 2 == 1 and not options.gap_only
+        return RoundOptions(number, compares_ram, precopy, options.cancel_at, options.disturbances)
 
     def verdict(self) -> Verdict:
         """One verdict on all rounds."""
@@ -199,9 +202,12 @@ class Migration:
         return Verdict(lines, context, self._not_checked())
 
     def _not_checked(self) -> dict[str, str]:
+        claims = {"guest RAM": "no round compares it (--gap-only)"} if self._options.gap_only else {}
+        if self._options.reference:
+            return claims | NOT_OURS
         if self._options.backend_sockets is not None:
-            return dict(OUT_OF_REACH)
-        return dict(BEHIND_IOMMU) if self._options.iommu else {}
+            return claims | OUT_OF_REACH
+        return claims | BEHIND_IOMMU if self._options.iommu else claims
 
     def faults_fired(self) -> dict[str, int]:
         """How often each fault had fired at the end of the last round."""

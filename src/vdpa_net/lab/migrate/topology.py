@@ -29,7 +29,6 @@ from vdpa_net.migration.faults import parse_fault
 GUEST_MAC = "56:4a:b7:4f:4d:a9"
 SIDE_NAMES = ("A", "B")
 BOOT_SECONDS = 120
-TAP_QUEUE_FRAMES = 4096
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,15 @@ class HostedGuest:
 
     ram: Ram
 
-    def __init__(self, options: TopologyOptions, side: Side, generation: int, *, incoming: bool) -> None:
+    def __init__(
+        self,
+        options: TopologyOptions,
+        side: Side,
+        generation: int,
+        netdev: tuple[str, ...],
+        *,
+        incoming: bool,
+    ) -> None:
         self.side = side
         name = f"qemu-{side.name}-{generation}"
         self._stack = ExitStack()
@@ -84,7 +91,7 @@ class HostedGuest:
             cpus=options.queue_pairs,
             iommu=options.iommu,
             boots_disk=options.image is not None and options.guest.kernel == Path(),
-            arguments=(*nic_arguments(side.vhost_socket, options), *_disk(options), *options.qemu_arguments),
+            arguments=(*nic_arguments(netdev, options), *_disk(options), *options.qemu_arguments),
             incoming="defer" if incoming else None,
             paused=incoming,
         )
@@ -123,15 +130,16 @@ class FlatTopology:
             return
         self.network = self._stack.enter_context(LabNetwork())
         for number, name in enumerate(SIDE_NAMES):
-            side = self._stack.enter_context(Side(self._side_options(number, name)))
+            side = self._enter_side(self.network, self._side_options(number, name))
             self.network.attach(side.options.tap)
-            # What a guest on a busy host takes late must not be lost before the device has seen it.
-            self.network.set_queue_length(side.options.tap, TAP_QUEUE_FRAMES)
             self.sides.append(side)
         self.network.add_neighbour(GUEST_ADDRESS, GUEST_MAC)
         self.announcements = self._stack.enter_context(
             AnnouncementWatch(side.options.tap for side in self.sides)
         )
+
+    def _enter_side(self, _network: LabNetwork, options: SideOptions) -> Side:
+        return self._stack.enter_context(Side(options))
 
     def _side_options(self, number: int, name: str) -> SideOptions:
         options = self.options
@@ -186,7 +194,10 @@ class FlatTopology:
         return hosted
 
     def _make_hosted(self, side: Side, *, incoming: bool) -> HostedGuest:
-        return HostedGuest(self.options, side, self.generation, incoming=incoming)
+        return HostedGuest(self.options, side, self.generation, self._netdev(side), incoming=incoming)
+
+    def _netdev(self, side: Side) -> tuple[str, ...]:
+        return vhost_netdev(side.vhost_socket, self.options.queue_pairs)
 
     def __enter__(self) -> Self:
         try:
@@ -204,8 +215,16 @@ class FlatTopology:
         self._stack.close()
 
 
-def nic_arguments(vhost_socket: Path, options: TopologyOptions) -> tuple[str, ...]:
-    """QEMU's arguments for the guest's NIC on a vhost socket."""
+def vhost_netdev(vhost_socket: Path, queue_pairs: int) -> tuple[str, ...]:
+    """QEMU's arguments for a network back end behind a vhost socket; its id is net0."""
+    return (
+        *("-chardev", f"socket,id=vhost0,path={vhost_socket}"),
+        *("-netdev", f"vhost-user,id=net0,chardev=vhost0,queues={queue_pairs}"),
+    )
+
+
+def nic_arguments(netdev: tuple[str, ...], options: TopologyOptions) -> tuple[str, ...]:
+    """QEMU's arguments for the guest's NIC on the network back end net0, which `netdev` makes."""
     pairs = options.queue_pairs
     # Without its option ROM the firmware does not try to boot from the network. A function behind a port of
     # its own can be reset alone.
@@ -220,8 +239,7 @@ def nic_arguments(vhost_socket: Path, options: TopologyOptions) -> tuple[str, ..
         properties += ",iommu_platform=on,ats=on,disable-legacy=on"
     return (
         *("-device", "pcie-root-port,id=rp0,slot=1"),
-        *("-chardev", f"socket,id=vhost0,path={vhost_socket}"),
-        *("-netdev", f"vhost-user,id=net0,chardev=vhost0,queues={pairs}"),
+        *netdev,
         *("-device", properties),
     )
 

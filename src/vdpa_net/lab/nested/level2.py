@@ -13,7 +13,12 @@ from vdpa_net.errors import PeerError, PeerGone, StateError
 from vdpa_net.lab.console import LineReader
 from vdpa_net.lab.guest import Guest
 from vdpa_net.lab.machine import Machine, MachineOptions, command_line
-from vdpa_net.lab.migrate.topology import TopologyOptions, kernel_command_line, nic_arguments
+from vdpa_net.lab.migrate.topology import (
+    TopologyOptions,
+    kernel_command_line,
+    nic_arguments,
+    vhost_netdev,
+)
 from vdpa_net.lab.nested.level1 import Level1
 from vdpa_net.lab.program import Program
 from vdpa_net.lab.qmp import QmpSession
@@ -47,7 +52,7 @@ def describe(
         memory_path=memory_path,
         cpus=flat.queue_pairs,
         iommu=flat.iommu,
-        arguments=(*nic_arguments(vhost_socket, flat), "-icount", ICOUNT),
+        arguments=(*nic_arguments(vhost_netdev(vhost_socket, flat.queue_pairs), flat), "-icount", ICOUNT),
         incoming="defer",
         paused=True,
         cpu=CPU,
