@@ -98,9 +98,20 @@ class DmaSpace:
     def marked_pages(self) -> bytes:
         """That copy: bit p % 8 of byte p // 8 is page p."""
 
-    def last_write(self, page: int) -> tuple[int, int] | None:
+    def last_write(self, page: int) -> tuple[int, int, bool] | None:
         """Offset in the page (IOVA >> 12) and length, in bytes, of what the device wrote there last while
-        marks were recorded; None if it did not."""
+        marks were recorded, and whether it belonged to a ring (else to a buffer); None if it did not."""
+
+    def record_places(self, on: bool) -> None:
+        """Record marks by where their pages lie in this process as well, from the next start of a log on.
+        `last_write` is asked for such a page (address >> 12) then, too."""
+
+    def take_marked_places(self, look: Callable[[], object]) -> list[int]:
+        """Those pages (address >> 12) marked since they were last taken; `look` as in `take_marked_pages`."""
+
+    def files(self) -> list[tuple[int, int, bool]]:
+        """The files that are mapped, each once: address, bytes, and whether it may be written. While marks
+        are recorded by place they stay where they are."""
 
     def take_marked_pages(self, look: Callable[[], object]) -> bytes:
         """The copy since it was last taken; it begins anew. `look` is called at that moment, between two

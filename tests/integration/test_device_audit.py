@@ -36,10 +36,10 @@ def send(guest: LoopbackGuest, seed: int) -> None:
         guest.driver.finish_transmit()
 
 
-def audited(guest: LoopbackGuest, intervals: int) -> dict[str, Any]:
+def audited(guest: LoopbackGuest, intervals: int, *, by_file: bool = False) -> dict[str, Any]:
     """A logged time of so many intervals under traffic, each ended while packets go round."""
     audit = DeviceAudit(guest.device)
-    audit.arm()
+    audit.arm(by_file=by_file)
     assert guest.start_logging()
     for number in range(intervals):
         send(guest, number)
@@ -50,16 +50,18 @@ def audited(guest: LoopbackGuest, intervals: int) -> dict[str, Any]:
     return result
 
 
-def test_a_sound_device_has_no_unmarked_page_in_any_interval(guest: LoopbackGuest) -> None:
-    result = audited(guest, intervals=4)
+@pytest.mark.parametrize("by_file", [False, True])
+def test_a_sound_device_has_no_unmarked_page_in_any_interval(guest: LoopbackGuest, by_file: bool) -> None:
+    result = audited(guest, intervals=4, by_file=by_file)
     assert result["unmarked"] == []
     assert len(result["written"]) >= 10
     assert result["intervals"] == 5
 
 
-def test_each_page_that_a_fault_never_marks_is_found(guest: LoopbackGuest) -> None:
+@pytest.mark.parametrize("by_file", [False, True])
+def test_each_page_that_a_fault_never_marks_is_found(guest: LoopbackGuest, by_file: bool) -> None:
     guest.device.install_fault(parse_fault("drop-dirty-mark=0.5", seed=3))
-    result = audited(guest, intervals=4)
+    result = audited(guest, intervals=4, by_file=by_file)
     unmarked = {page for page, _interval in result["unmarked"]}
     assert unmarked
     assert unmarked < set(result["written"])
@@ -122,8 +124,11 @@ def test_the_last_write_of_a_page_is_known(guest: LoopbackGuest) -> None:
     assert isinstance(written, list)
     found = audit.last_writes(written)
     audit.close()
+    kinds = set()
     for write in found:
         assert write is not None
-        offset, length = write
+        offset, length, is_ring = write
         assert 0 < length <= 4096 - offset
+        kinds.add(bool(is_ring))
+    assert kinds == {True, False}
     assert audit.last_writes([(1 << 50) >> 12]) == [None]

@@ -8,23 +8,13 @@ import mmap
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
-from vdpa_net.migration.audit import PAGE_BYTES, WriteAudit
+from vdpa_net.migration.audit import PAGE_BYTES, Watched, WriteAudit
 
 PAGES = 64
 IOVA = 0x10_0000
-
-
-class Entry(NamedTuple):
-    iova: int
-    size_bytes: int
-    offset_bytes: int
-    readable: bool
-    writable: bool
-    address: int
 
 
 class TwoViews:
@@ -36,7 +26,7 @@ class TwoViews:
         self.device = mmap.mmap(self._fd, PAGES * PAGE_BYTES)
         self.vmm = mmap.mmap(self._fd, PAGES * PAGE_BYTES)
         anchor = ctypes.c_char.from_buffer(self.device)
-        self.entry = Entry(IOVA, PAGES * PAGE_BYTES, 0, True, True, ctypes.addressof(anchor))
+        self.entry = Watched(ctypes.addressof(anchor), PAGES * PAGE_BYTES, IOVA // PAGE_BYTES)
         del anchor
 
     def close(self) -> None:
@@ -58,7 +48,7 @@ def test_nothing_is_reported_before_the_first_write(views: TwoViews) -> None:
         assert audit.written_pages() == set()
 
 
-def test_a_store_and_a_system_call_are_reported_by_their_iova(views: TwoViews) -> None:
+def test_a_store_and_a_system_call_are_reported_by_their_page(views: TwoViews) -> None:
     with WriteAudit([views.entry]) as audit:
         views.device[5 * PAGE_BYTES] = 1
         reader, writer = os.pipe()
@@ -82,10 +72,13 @@ def test_writes_through_another_mapping_are_not_ours(views: TwoViews) -> None:
         assert audit.written_pages() == set()
 
 
-def test_an_excluded_range_is_not_watched(views: TwoViews) -> None:
-    with WriteAudit([views.entry], exclude=[(IOVA, IOVA + 1)]) as audit:
+def test_a_range_that_is_added_is_watched_from_then_on(views: TwoViews) -> None:
+    with WriteAudit([]) as audit:
         views.device[0] = 1
+        audit.watch([views.entry])
         assert audit.written_pages() == set()
+        views.device[PAGE_BYTES] = 1
+        assert audit.written_pages() == {IOVA // PAGE_BYTES + 1}
 
 
 def test_a_checkpoint_reports_what_came_since_the_last_one(views: TwoViews) -> None:

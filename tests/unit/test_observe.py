@@ -7,8 +7,10 @@ from dataclasses import replace
 
 import pytest
 
+from vdpa_net.lab.migrate.arrival import Arrival
 from vdpa_net.lab.migrate.observe import QueueObservations, Round, wire_values
 from vdpa_net.lab.migrate.ring_memory import GuestProgress
+from vdpa_net.lab.migrate.rings_at_stop import RingsAtStop
 from vdpa_net.lab.migrate.run import condensed
 from vdpa_net.migration.checks import AuditFindings
 from vdpa_net.migration.verdict import Line, Outcome
@@ -64,7 +66,8 @@ def full_round() -> Round:
         queues=[GOOD_QUEUE],
         audit=AuditFindings({1, 2}, [], 2),
         pages_after_first_pass=5,
-        busy={"rx completed": 3},
+        rings=RingsAtStop({"rx completed": 3}, {"rx posted": 0}),
+        arrival=Arrival("completed", "completed"),
         traffic=[Line("traffic", Outcome.PASS, "", "")],
     )
 
@@ -86,7 +89,7 @@ def test_a_sound_round_passes_in_every_line() -> None:
         ("audit", AuditFindings({1, 2}, [(1, 0)], 2), "dirty audit", Outcome.FAIL),
         ("audit", None, "dirty audit", Outcome.NOT_RUN),
         ("pages_after_first_pass", 4, "load", Outcome.NOT_RUN),
-        ("busy", {"rx completed": 0}, "load", Outcome.NOT_RUN),
+        ("rings", RingsAtStop({"rx completed": 0}), "load", Outcome.NOT_RUN),
         ("traffic", [], "traffic", Outcome.NOT_RUN),
         ("violations", ["side A: x"], "violations", Outcome.FAIL),
     ],
@@ -99,10 +102,29 @@ def test_each_observation_decides_its_own_line(
     assert {key for key, value in wrong.items() if value is not Outcome.PASS} == {name}
 
 
-def test_without_an_audit_there_is_no_line_on_it_and_the_others_hold() -> None:
-    found = outcomes(replace(full_round(), audited=False, audit=None))
-    assert "dirty audit" not in found
-    assert set(found.values()) == {Outcome.PASS}
+@pytest.mark.parametrize(
+    "arrival",
+    [Arrival("completed", "failed", ("VQ 1 is wrong",)), Arrival("failed", "failed", ("VQ 1 is wrong",))],
+)
+def test_a_guest_that_did_not_arrive_fails_that_line_and_nothing_else(arrival: Arrival) -> None:
+    queue = replace(
+        GOOD_QUEUE, register_after_stop=1003 | 1000 << 16, register_before_enable=None, guest=None
+    )
+    item = replace(full_round(), arrival=arrival, queues=[queue], traffic=[])
+    assert outcomes(item) == {"migration": Outcome.FAIL, "everything else": Outcome.NOT_RUN}
+    line = item.lines(5)[0]
+    assert line.detail[0] == "VQ 1 is wrong"
+    assert any("ring state vq1: LM_RING_STATE after the stop" in text for text in line.detail)
+    assert not any("observed" in text for text in line.detail)
+
+
+def test_a_guest_that_stands_still_fails_the_traffic_as_a_whole() -> None:
+    item = replace(full_round(), traffic=[], standstill="no datagram")
+    assert outcomes(item)["traffic"] is Outcome.FAIL
+    assert not item.goes_on
+    stuck = replace(GOOD_QUEUE, guest=GuestProgress(ring_size=256, posted=3, completed=0))
+    assert not replace(full_round(), queues=[stuck]).goes_on
+    assert full_round().goes_on
 
 
 def test_the_last_message_of_a_queue_counts() -> None:

@@ -215,11 +215,36 @@ impl DmaSpace {
         Ok(PyBytes::new(py, &bits))
     }
 
-    fn last_write(&self, py: Python<'_>, page: u64) -> PyResult<Option<(u16, u16)>> {
+    fn record_places(&self, py: Python<'_>, on: bool) -> PyResult<()> {
+        self.detached(py, |space| {
+            space.record_places(on);
+            Ok(())
+        })
+    }
+
+    fn take_marked_places(&self, py: Python<'_>, look: Py<PyAny>) -> PyResult<Vec<u64>> {
+        let mut outcome = Ok(());
+        let places = py.detach(|| {
+            self.space
+                .take_marked_places(|| outcome = Python::attach(|py| look.call0(py).map(drop)))
+        });
+        outcome?;
+        Ok(places)
+    }
+
+    fn files(&self, py: Python<'_>) -> Vec<(usize, usize, bool)> {
+        let files = py.detach(|| self.space.files());
+        files
+            .into_iter()
+            .map(|file| (file.address, file.size, file.writable))
+            .collect()
+    }
+
+    fn last_write(&self, py: Python<'_>, page: u64) -> PyResult<Option<(u16, u16, bool)>> {
         self.detached(py, |space| {
             Ok(space
                 .last_write(page)
-                .map(|write| (write.offset, write.length)))
+                .map(|write| (write.offset, write.length, write.is_ring)))
         })
     }
 

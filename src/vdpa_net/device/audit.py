@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
+from vdpa_net.device.audit_pages import AuditPages, FilePages, IovaPages
 from vdpa_net.errors import StateError
 from vdpa_net.migration.audit import WriteAudit
 from vdpa_net.record import Record, as_dict
@@ -50,6 +51,7 @@ class DeviceAudit:
 
     def __init__(self, device: AuditedDevice) -> None:
         self._space = device.space
+        self._pages: AuditPages = IovaPages(self._space)
         self._lock = threading.Lock()
         self._armed = False
         self._audit: WriteAudit | None = None
@@ -65,13 +67,18 @@ class DeviceAudit:
         self._count = 0
         self._marked = self._over_marked = 0
 
-    def arm(self) -> None:
-        """Audit from the next start of logging on; forgets an earlier audit."""
+    def arm(self, *, by_file: bool = False) -> None:
+        """Audit from the next start of logging on; forgets an earlier audit.
+
+        Pages are those of IOVAs, or with `by_file` those of the files behind them (`audit_pages`).
+        """
         with self._lock:
             self._end()
             self._forget()
             self._armed = True
-            self._space.record_marks(True)
+            self._pages.record(False)
+            self._pages = FilePages(self._space) if by_file else IovaPages(self._space)
+            self._pages.record(True)
 
     def end_interval(self, below_page: int | None = None, *, anew: bool = False) -> int:
         """End an interval, if the device logs; the data plane stands still for a moment.
@@ -105,8 +112,9 @@ class DeviceAudit:
             }
 
     def last_writes(self, pages: Sequence[int]) -> list[list[int] | None]:
-        """Offset and length of what the device wrote last to each of these pages while it was audited."""
-        found = (self._space.last_write(page) for page in pages)
+        """What the device wrote last to each of these pages while it was audited: offset and length there,
+        and whether it was part of a ring (else of a buffer)."""
+        found = (self._pages.last_write(page) for page in pages)
         return [None if write is None else list(write) for write in found]
 
     def close(self) -> None:
@@ -123,22 +131,16 @@ class DeviceAudit:
         audit = self._audit
         if audit is None:
             return set()
-        written: set[int] = set()
-        bits = self._space.take_marked_pages(lambda: written.update(audit.checkpoint()))
-        in_both = 0
-        for page in written:
-            if page // 8 < len(bits) and bits[page // 8] >> page % 8 & 1:
-                in_both += 1
-            else:
-                self._unmarked.setdefault(page, self._count)
-        marked = int.from_bytes(bits).bit_count()
-        self._marked += marked
-        self._over_marked += marked - in_both
-        self._written |= written
+        taken = self._pages.take(audit)
+        for page in taken.unmarked:
+            self._unmarked.setdefault(page, self._count)
+        self._marked += taken.marked
+        self._over_marked += taken.marked - len(taken.written - taken.unmarked)
+        self._written |= taken.written
         self._count += 1
         if len(self._intervals) < MAX_KEPT_INTERVALS:
-            self._intervals.append(Interval(time.monotonic_ns(), len(written), marked))
-        return written
+            self._intervals.append(Interval(time.monotonic_ns(), len(taken.written), taken.marked))
+        return taken.written
 
     def _on_event(self, name: str, _data: dict[str, object]) -> None:
         if name == "log_started":
@@ -151,9 +153,8 @@ class DeviceAudit:
                 self._end()
 
     def _begin(self) -> None:
-        log = self._space.log_range()
         try:
-            self._audit = WriteAudit(self._space.mappings(), [log] if log else [])
+            self._audit = self._pages.watch()
         except StateError as error:
             self._problem = str(error)
 

@@ -254,6 +254,13 @@ class Machine:
             f"command: {shlex.join(self._argv)}\nQEMU said:\n{self._complaint()}\nconsole:\n{console}"
         )
 
+    def last_words(self) -> str:
+        """The last lines that QEMU wrote, warnings aside; they come before it ends."""
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._running().wait(QUIT_SECONDS)
+        lines = [line for line in self._complaint().splitlines() if "warning: " not in line]
+        return "; ".join(lines[-2:])
+
     def stop(self) -> None:
         """End QEMU: politely, then not. Safe to call again."""
         process = self._process

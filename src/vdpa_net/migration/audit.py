@@ -15,15 +15,12 @@ import errno
 import fcntl
 import os
 import platform
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from vdpa_net.closing import Closing
 from vdpa_net.errors import StateError
 from vdpa_net.wire.layout import Field, Layout
-
-if TYPE_CHECKING:
-    from vdpa_net._native import Mapping
 
 PAGE_BYTES = 4096
 
@@ -69,47 +66,54 @@ _UFFDIO_REGISTER = _iowr(_UFFD_API, 0x00, _REGISTER.size)
 _PAGEMAP_SCAN = _iowr(ord("f"), 16, _SCAN.size)
 
 
-class WriteAudit(Closing):
-    """Watches the pages behind DMA mappings for writes by this process.
+@dataclass(frozen=True)
+class Watched:
+    """A range of this process's addresses, in bytes and whole pages, and the number of its first page."""
 
-    `mappings` are those of the device's DmaSpace; IOVA ranges in `exclude` (start, end) are left out, which
-    is how the log itself, whose bits the device sets, stays out of its own audit.
+    address: int
+    size_bytes: int
+    first_page: int
+
+
+class WriteAudit(Closing):
+    """Watches the pages behind DMA mappings for writes by this process. The log, whose bits the device sets,
+    must not be among them.
 
     Raises StateError where the kernel can't do it (before Linux 6.7, or not built in); the message says so.
     """
 
-    def __init__(self, mappings: Iterable[Mapping], exclude: Sequence[tuple[int, int]] = ()) -> None:
-        self._ranges = [
-            (entry.address, entry.iova, entry.size_bytes)
-            for entry in mappings
-            if entry.writable
-            and not any(low < entry.iova + entry.size_bytes and entry.iova < high for low, high in exclude)
-        ]
+    def __init__(self, ranges: Iterable[Watched]) -> None:
+        self._ranges: list[Watched] = []
         self._earlier: set[int] = set()
         self._uffd = _open_userfaultfd()
         self._pagemap = os.open("/proc/self/pagemap", os.O_RDONLY | os.O_CLOEXEC)
         try:
-            for address, _iova, size in self._ranges:
-                self._protect(address, size)
+            self.watch(ranges)
         except BaseException:
             self.close()
             raise
 
+    def watch(self, ranges: Iterable[Watched]) -> None:
+        """Watch these as well, from now on. Raises StateError."""
+        for item in ranges:
+            self._protect(item.address, item.size_bytes)
+            self._ranges.append(item)
+
     def checkpoint(self) -> set[int]:
-        """Pages (IOVA >> 12) written since the last checkpoint; watching starts anew for them."""
+        """Numbers of the pages written since the last checkpoint; watching starts anew for them."""
         since = self._pages(protect=True)
         self._earlier |= since
         return since
 
     def written_pages(self) -> set[int]:
-        """Pages (IOVA >> 12) written since the audit was made, checkpoints or not."""
+        """Numbers of the pages written since the audit was made, checkpoints or not."""
         return self._earlier | self._pages(protect=False)
 
     def _pages(self, *, protect: bool) -> set[int]:
         pages: set[int] = set()
-        for address, iova, size in self._ranges:
-            for start, end in self._scan(address, address + size, protect=protect):
-                first = (iova + start - address) // PAGE_BYTES
+        for item in self._ranges:
+            for start, end in self._scan(item.address, item.address + item.size_bytes, protect=protect):
+                first = item.first_page + (start - item.address) // PAGE_BYTES
                 pages.update(range(first, first + (end - start) // PAGE_BYTES))
         return pages
 

@@ -239,6 +239,12 @@ impl Memory<'_> {
         Some((span.first + offset as u64, byte))
     }
 
+    /// Where an address lies in this process, if it may be written.
+    pub(super) fn place(&self, iova: u64) -> Option<u64> {
+        let span = self.span(iova).filter(|span| span.writable)?;
+        Some(span.start.as_ptr() as u64 + (iova - span.first))
+    }
+
     /// Whether a log runs.
     pub fn is_logging(&self) -> bool {
         self.inner.log.active.is_some()

@@ -12,6 +12,7 @@ use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
 
+use super::places::FilePlace;
 use super::sigbus::{Registration, Tally, MAX_FILES};
 use crate::error::{Error, Result};
 
@@ -48,6 +49,14 @@ impl FileMap {
     /// Where the file's byte 0 is.
     pub(super) fn start(&self) -> NonNull<u8> {
         self.pages.start
+    }
+
+    pub(super) fn place(&self) -> FilePlace {
+        FilePlace {
+            address: self.pages.start.as_ptr() as usize,
+            size: self.pages.len,
+            writable: self.writable,
+        }
     }
 
     fn serves(&self, wanted: &Wanted) -> bool {

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 
 use parking_lot::Mutex;
 
+use super::fault::Subject;
 use super::space::DmaSpace;
 use super::{Range, PAGE_BYTES, PAGE_SHIFT};
 
@@ -16,6 +17,8 @@ pub struct LastWrite {
     pub offset: u16,
     /// Its bytes in this page.
     pub length: u16,
+    /// Whether it was an entry, an index or flags of a ring; else it was the contents of a buffer.
+    pub is_ring: bool,
 }
 
 /// The last write of each page that has one.
@@ -29,16 +32,20 @@ impl LastWrites {
     }
 
     /// This range was written.
-    pub(super) fn note(&self, range: Range) {
+    pub(super) fn note(&self, subject: Subject, range: Range) {
         let end = range.iova.saturating_add(range.len);
         let mut pages = self.0.lock();
         let mut at = range.iova;
         while at < end {
             let offset = at % PAGE_BYTES;
             let length = (end - at).min(PAGE_BYTES - offset);
-            let (offset, length) = (offset as u16, length as u16);
-            pages.insert(at >> PAGE_SHIFT, LastWrite { offset, length });
-            at += u64::from(length);
+            let write = LastWrite {
+                offset: offset as u16,
+                length: length as u16,
+                is_ring: subject == Subject::Ring,
+            };
+            pages.insert(at >> PAGE_SHIFT, write);
+            at += length;
         }
     }
 
@@ -49,7 +56,7 @@ impl LastWrites {
 }
 
 impl DmaSpace {
-    /// Where the device wrote last in this page (IOVA >> 12) while marks were recorded, if it did.
+    /// Where the device wrote last in this page (IOVA >> 12, or that of a place) while marks were recorded, if it did.
     pub fn last_write(&self, page: u64) -> Option<LastWrite> {
         self.lock().log_state().last_writes.of(page)
     }
@@ -62,13 +69,19 @@ mod tests {
     #[test]
     fn each_page_of_a_range_keeps_its_own_part() {
         let mut writes = LastWrites::default();
-        writes.note(Range::new(PAGE_BYTES + 100, 5000u64));
-        let part = |offset, length| Some(LastWrite { offset, length });
+        writes.note(Subject::Data, Range::new(PAGE_BYTES + 100, 5000u64));
+        let part = |offset, length, is_ring| {
+            Some(LastWrite {
+                offset,
+                length,
+                is_ring,
+            })
+        };
         assert_eq!(writes.of(0), None);
-        assert_eq!(writes.of(1), part(100, 3996));
-        assert_eq!(writes.of(2), part(0, 1004));
-        writes.note(Range::new(2 * PAGE_BYTES + 8, 2u64));
-        assert_eq!(writes.of(2), part(8, 2));
+        assert_eq!(writes.of(1), part(100, 3996, false));
+        assert_eq!(writes.of(2), part(0, 1004, false));
+        writes.note(Subject::Ring, Range::new(2 * PAGE_BYTES + 8, 2u64));
+        assert_eq!(writes.of(2), part(8, 2, true));
         writes.clear();
         assert_eq!(writes.of(2), None);
     }
@@ -76,7 +89,7 @@ mod tests {
     #[test]
     fn last_page_of_all_ends_the_walk() {
         let writes = LastWrites::default();
-        writes.note(Range::new(u64::MAX - 10, 100u64));
+        writes.note(Subject::Data, Range::new(u64::MAX - 10, 100u64));
         assert!(writes.of(u64::MAX >> PAGE_SHIFT).is_some());
     }
 }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicU8, Ordering};
 
 use super::fault::MarkFaults;
 use super::last_writes::LastWrites;
+use super::places::PlaceRecord;
 use crate::error::{Error, Result};
 
 /// The copy of the marks takes at most this many bytes: guest addresses up to 8 TiB.
@@ -137,6 +138,7 @@ pub(super) struct LogState {
     pub(super) active: Option<ActiveLog>,
     pub(super) faults: Option<Box<MarkFaults>>,
     pub(super) record: MarkRecord,
+    pub(super) places: PlaceRecord,
     pub(super) last_writes: LastWrites,
 }
 

@@ -21,8 +21,14 @@ impl DmaSpace {
         }
         let mut inner = self.inner.write();
         check_log_mapped(&inner.maps, base, end)?;
+        let files = if inner.log.places.is_wanted() {
+            inner.files()
+        } else {
+            Vec::new()
+        };
         let log = &mut inner.log;
         log.record.reserve(base, end)?;
+        log.places.start(log.active.is_none(), files.into_iter());
         log.record.start(end - base, log.active.is_none());
         if log.record.is_running() && log.active.is_none() {
             log.last_writes.clear();

@@ -31,7 +31,7 @@ impl Memory<'_> {
             return;
         }
         if self.log_state().record.is_running() {
-            self.log_state().last_writes.note(range);
+            self.record_write(subject, range);
         }
         let last_page = range.iova.saturating_add(range.len - 1) >> PAGE_SHIFT;
         let mut page = range.iova >> PAGE_SHIFT;
@@ -69,7 +69,9 @@ impl Memory<'_> {
         let before = target.or_u8(mask);
         add(&counts.marks, count(mask));
         add(&counts.pages_marked, count(mask & !before));
-        self.log_state().record.set(iova - log.base, mask);
+        if self.log_state().record.is_running() {
+            self.record_marks(iova - log.base, mask);
+        }
     }
 
     fn report_overflow(&self, log: &ActiveLog, page: u64, last_page: u64) {

@@ -32,6 +32,7 @@ mod log;
 mod logging;
 mod mark;
 mod misses;
+mod places;
 mod raw;
 mod sigbus;
 mod space;
@@ -42,6 +43,7 @@ pub use fault::MarkFault;
 pub use last_writes::LastWrite;
 pub use log::LogCounters;
 pub use misses::Miss;
+pub use places::FilePlace;
 pub use space::DmaSpace;
 pub use transcribe::Translation;
 

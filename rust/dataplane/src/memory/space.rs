@@ -52,6 +52,16 @@ pub(super) struct Inner {
     pub(super) log: LogState,
 }
 
+impl Inner {
+    /// The files behind the maps, in any order, some more than once.
+    pub(super) fn files(&self) -> Vec<Arc<FileMap>> {
+        let files = self.maps.iter().filter_map(|map| map.value.file.clone());
+        let mut found: Vec<_> = files.collect();
+        found.dedup_by(|left, right| Arc::ptr_eq(left, right));
+        found
+    }
+}
+
 /// IOVA ranges on files, and the dirty log that lies in them. One per device, shared by its threads.
 ///
 /// Batches hold a read lock ([`DmaSpace::lock`]); whatever changes maps or log takes the write lock, and so returns

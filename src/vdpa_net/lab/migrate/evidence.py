@@ -14,6 +14,7 @@ from vdpa_net.lab.side import Side
 from vdpa_net.migration.checks import DETAIL_LIMIT, PAGE_BYTES
 
 SHOWN_BYTES = 16
+_KINDS = {True: "of a ring", False: "of a buffer"}
 
 
 def queue_record(side: Side, queue: int) -> Mapping[str, Any]:
@@ -58,13 +59,13 @@ def describe_pages(pages: Sequence[int], source: HostedGuest, destination: Ram) 
         if write is None:
             found[page] = f"{where} the device wrote nothing there while it logged"
             continue
-        offset, length = write
+        offset, length, is_ring = write
         address = page * PAGE_BYTES + offset
         shown = min(length, SHOWN_BYTES)
         here, there = (ram.read(address, shown).hex(" ") for ram in (source.ram, destination))
         found[page] = (
-            f"{where} the device last wrote {length} bytes at {address:#x}; there is {here} at the source, "
-            f"{there} at the destination"
+            f"{where} the device last wrote {length} bytes {_KINDS[bool(is_ring)]} at {address:#x}; there is "
+            f"{here} at the source, {there} at the destination"
         )
     return found
 

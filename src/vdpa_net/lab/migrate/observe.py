@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vdpa_net.lab.migrate.arrival import Arrival
 from vdpa_net.lab.migrate.ring_memory import GuestProgress, PackedMemory, SplitMemory
 from vdpa_net.lab.migrate.rings_at_stop import RingsAtStop
 from vdpa_net.migration.checks import (
@@ -27,12 +28,6 @@ OUT_OF_REACH = {
     "announcement": "the back end's own network carries it",
 }
 """Claims about a back end that is not ours, and why they can't be examined."""
-
-BEHIND_IOMMU = {
-    "dirty audit": "behind a vIOMMU the device's maps come and go with the guest's buffers: the kernel keeps "
-    "no record of writes through them"
-}
-"""The same for a guest that uses its IOMMU."""
 
 
 @dataclass
@@ -93,9 +88,9 @@ class QueueObservations:
 class Round:
     """Everything that was observed in one round; `None` is what this kind of round does not observe.
 
-    `watched` is false where the back end is not ours: what only it could tell is not checked. `audited` is
-    false where its writes can't be watched. `page_notes`
-    say more about pages that differ; `more_lines` are claims that only some rounds make.
+    `watched` is false where the back end is not ours: what only it could tell is not checked. `standstill` is
+    how a guest that has arrived shows that it does not go on. `page_notes` say more about pages that differ;
+    `more_lines` are claims that only some rounds make.
     """
 
     number: int
@@ -110,29 +105,56 @@ class Round:
     rings: RingsAtStop = field(default_factory=RingsAtStop)
     traffic: list[Line] = field(default_factory=list)
     traffic_problem: str = ""
+    arrival: Arrival = field(default_factory=Arrival)
+    standstill: str = ""
     violations: list[str] = field(default_factory=list)
     faults_fired: dict[str, int] = field(default_factory=dict)
     page_notes: dict[int, str] = field(default_factory=dict)
     more_lines: list[Line] = field(default_factory=list)
     watched: bool = True
-    audited: bool = True
     figures: dict[str, Any] = field(default_factory=dict)
 
     def lines(self, minimum_pages: int) -> list[Line]:
         """The verdict on this round."""
-        lines = [self._load(minimum_pages)] if self.watched else []
+        if not self.arrival.is_complete:
+            return [_in_round(line, self.number) for line in self._without_arrival()]
+        lines = [self.arrival.line()]
+        lines += [self._load(minimum_pages)] if self.watched else []
         if self.compares_ram:
             lines.append(self._ram())
         if self.watched:
             lines += [queue.line() for queue in self.queues] or [
                 _not_run("ring state", "no queue was observed")
             ]
-            lines += [self._audit()] if self.audited else []
-        lines += self.traffic or [_not_run("traffic", self.traffic_problem or "not observed")]
+            lines.append(self._audit())
+        lines += self.traffic or [self._no_traffic()]
         lines += self.more_lines
         if self.watched:
             lines.append(check_violations(self.violations))
         return [_in_round(line, self.number) for line in lines]
+
+    def _without_arrival(self) -> list[Line]:
+        """A guest that has not come can't be asked; what is known of the source may tell the reason."""
+        lines = [queue.line() for queue in self.queues]
+        known = (
+            f"{line.name}: {text}"
+            for line in lines
+            if line.outcome is Outcome.FAIL
+            for text in line.detail
+            if "observed" not in text
+        )
+        return [self.arrival.line(known), _not_run("everything else", "the guest did not arrive")]
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether nothing has shown yet that the guest stands still."""
+        queues = [queue.guest for queue in self.queues if queue.guest is not None]
+        return not self.standstill and all(guest.is_beyond_the_ring for guest in queues)
+
+    def _no_traffic(self) -> Line:
+        if self.standstill:
+            return Line("traffic", Outcome.FAIL, "the guest does not go on", "it goes on", (self.standstill,))
+        return _not_run("traffic", self.traffic_problem or "not observed")
 
     def _load(self, minimum_pages: int) -> Line:
         rings = self.rings

@@ -48,18 +48,13 @@ def is_final(event: Event) -> bool:
 
 @dataclass(frozen=True)
 class PrecopyOptions:
-    """How to hold. `bandwidth_bytes_per_s` limits every phase; `downtime_limit_ms` is QEMU's, at the end.
-
-    Where the device's maps come and go (`audited` is false: a vIOMMU), its writes can't be watched from
-    outside; then the pages that it says it has marked count.
-    """
+    """How to hold. `bandwidth_bytes_per_s` limits every phase; `downtime_limit_ms` is QEMU's, at the end."""
 
     wanted_pages: int
     one_pass: bool
     downtime_limit_ms: int = 300
     bandwidth_bytes_per_s: int = FULL_SPEED_BYTES_PER_S
     pace: Pace = FLAT
-    audited: bool = True
 
     def limits(self, bytes_per_s: int, downtime_ms: int | None = None) -> dict[str, int]:
         """QEMU's migration parameters."""
@@ -207,7 +202,7 @@ class Precopy:
 
     def _watch(self) -> Mapping[str, int]:
         """Note what QEMU and the device have done so far."""
-        if self.source.side.is_watched and self.options.audited:
+        if self.source.side.is_watched:
             with contextlib.suppress(PeerError):
                 self.source.side.device("audit_end_interval")
         return self.sample()
@@ -249,9 +244,6 @@ class Precopy:
     def _page_count(self, load: Load) -> Callable[[], int]:
         """How many pages the device writes from now on."""
         device = self.source.side.device
-        if not self.options.audited:
-            before = int(device("inspect")["log"]["pages_marked"])
-            return lambda: int(device("inspect")["log"]["pages_marked"]) - before
         device("audit_end_interval", anew=True)
         return lambda: int(device("audit_end_interval", below_page=load.sent_pages))
 

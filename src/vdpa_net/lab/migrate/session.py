@@ -6,12 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from vdpa_net.errors import LabError, OptionError
+from vdpa_net.errors import LabError, PeerError
 from vdpa_net.lab import accelerator, guest, image, quirks
 from vdpa_net.lab.guest import Guest
 from vdpa_net.lab.migrate.guest_kit import StartScript, agent_disk, own_guest, throw_away_copy
 from vdpa_net.lab.migrate.live import LiveFigures
-from vdpa_net.lab.migrate.observe import BEHIND_IOMMU, OUT_OF_REACH, Round
+from vdpa_net.lab.migrate.observe import OUT_OF_REACH, Round
 from vdpa_net.lab.migrate.options import MigrateOptions
 from vdpa_net.lab.migrate.precopy import FULL_SPEED_BYTES_PER_S, MIB, PrecopyOptions
 from vdpa_net.lab.migrate.reference import NOT_OURS, ReferenceTopology
@@ -78,11 +78,6 @@ class Migration:
         accel = accelerator.choose_accelerator(qemu, small, options.accel, options.cache)
         number = accelerator.qemu_version(qemu)
         one_pass = quirks.loses_writes_after_second_pass(number, accel)
-        if options.iommu and one_pass:
-            raise OptionError(
-                f"--iommu: QEMU {accelerator.version_text(number)} without KVM migrates in one pass, and "
-                "whether the device wrote behind it can't be seen through a vIOMMU; try --qemu image"
-            )
         self._context = {
             "schema": SCHEMA,
             "command": "migrate",
@@ -157,7 +152,7 @@ class Migration:
             )
             try:
                 done = runner.run()
-            except LabError as error:
+            except (LabError, PeerError) as error:
                 self._problem = f"round {number} broke off: {error}"
                 endpoint.abandon()
                 return
@@ -177,7 +172,6 @@ class Migration:
             options.downtime_limit_ms,
             FULL_SPEED_BYTES_PER_S if bandwidth is None else bandwidth * MIB,
             topology.pace,
-            audited=not options.iommu,
         )
         # Odd rounds compare RAM, even ones time the gap.
         compares_ram = number % 2 == 1 and not options.gap_only
@@ -205,9 +199,7 @@ class Migration:
         claims = {"guest RAM": "no round compares it (--gap-only)"} if self._options.gap_only else {}
         if self._options.reference:
             return claims | NOT_OURS
-        if self._options.backend_sockets is not None:
-            return claims | OUT_OF_REACH
-        return claims | BEHIND_IOMMU if self._options.iommu else claims
+        return claims | OUT_OF_REACH if self._options.backend_sockets is not None else claims
 
     def faults_fired(self) -> dict[str, int]:
         """How often each fault had fired at the end of the last round."""

@@ -11,8 +11,9 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 
-from vdpa_net.errors import LabError, StateError, VdpaNetError
+from vdpa_net.errors import LabError, PeerGone, StateError, VdpaNetError
 from vdpa_net.lab.migrate.announce import announcement_line
+from vdpa_net.lab.migrate.arrival import COMPLETED, Arrival
 from vdpa_net.lab.migrate.cancel import cancel, traffic_afterwards, wants_pause
 from vdpa_net.lab.migrate.disturb import disturb
 from vdpa_net.lab.migrate.evidence import (
@@ -67,13 +68,11 @@ class RoundRunner:
         self._progress, self._live = shown
         self._pairs = topology.options.queue_pairs
         self._watched = source.side.is_watched
-        self._audited = self._watched and options.precopy.audited
         self._round = Round(
             options.number,
             options.compares_ram,
             source.side.name,
             watched=self._watched,
-            audited=self._audited,
         )
         self._queues = QueueWatch(source, self._pairs, self._pace)
         self._load = Load()
@@ -95,8 +94,11 @@ class RoundRunner:
         self._start_destination()
         self._migrate()
         self._observe_switchover()
-        self._observe_guest()
-        self._observe_traffic()
+        if self._is_there():
+            self._observe_guest()
+            self._observe_traffic()
+        else:
+            self._endpoint.abandon()
         if self._watched:
             self._observe_sides()
         return self._round
@@ -134,8 +136,9 @@ class RoundRunner:
         destination.qmp("migrate-incoming", {"uri": uri})
         precopy = Precopy(self._source, self._options.precopy, self._endpoint, self._say, self._live)
         precopy.prepare()
-        if self._audited:
-            self._source.side.device("audit_arm")
+        if self._watched:
+            # Behind a vIOMMU a page has now one IOVA and then another.
+            self._source.side.device("audit_arm", by_file=self._topology.options.iommu)
         if not self._options.compares_ram:
             # The destination goes on by itself as soon as it has everything.
             destination.qmp("cont")
@@ -180,13 +183,12 @@ class RoundRunner:
         ended = precopy.release()
         self._timeline.ended_ns = ended.seen_ns
         info = self._source.machine.qmp("query-migrate")
-        if ended.data["status"] != "completed":
-            raise LabError(f"the migration {ended.data['status']}: {info.get('error-desc', info)}")
+        self._round.arrival = self._arrival(ended.data["status"], info.get("error-desc", ""))
         self._round.figures |= {
             "downtime_ms": info.get("downtime"),
             "total_time_ms": info.get("total-time"),
-            "passes": info["ram"].get("dirty-sync-count"),
-            "transferred_bytes": info["ram"].get("transferred"),
+            "passes": info.get("ram", {}).get("dirty-sync-count"),
+            "transferred_bytes": info.get("ram", {}).get("transferred"),
             "samples": [asdict(sample) for sample in precopy.samples],
             "pass_starts": precopy.passes(),
         }
@@ -204,10 +206,9 @@ class RoundRunner:
 
     def _observe_switchover(self) -> None:
         destination = self.arrived()
-        if self._watched:
+        if self._watched and self._round.arrival.source == COMPLETED:
             self._round.queues = self._queues.at_source()
-        if self._options.compares_ram:
-            destination.machine.wait_event("MIGRATION", self._pace.phase_s, where=is_final)
+        if self._options.compares_ram and self._is_there():
             self._say("comparing RAM")
             source = self._source.ram
             self._round.differing = source.differing_pages(destination.ram)
@@ -216,19 +217,38 @@ class RoundRunner:
             self._timeline.compared_ns = time.monotonic_ns()
             destination.machine.qmp("cont")
 
+    def _arrival(self, source: str, why: str) -> Arrival:
+        """How the migration ended at the destination, where the source says that it has ended like this."""
+        machine = self.arrived().machine
+        try:
+            status = machine.wait_event("MIGRATION", self._pace.phase_s, where=is_final).data["status"]
+        except PeerGone as error:
+            status = str(error)
+        if (source, status) == (COMPLETED, COMPLETED):
+            return Arrival(source, status)
+        # A QEMU that refuses the state of a device ends, and says why there only.
+        return Arrival(source, status, tuple(text for text in (why, machine.last_words()) if text))
+
+    def _is_there(self) -> bool:
+        return self._round.arrival.is_complete
+
     def _observe_guest(self) -> None:
         """The guest goes on: it takes completions beyond the index at which the source stopped."""
         self._say("the guest goes on")
-        self._endpoint.wait_arrival_after(self._timeline.ended_ns, self._pace.progress_s)
+        try:
+            self._endpoint.wait_arrival_after(self._timeline.ended_ns, self._pace.progress_s)
+        except LabError as error:
+            self._round.standstill = f"after the switch-over: {error}"
         if self._watched:
             self._queues.at_destination(self._round.queues, self.arrived())
 
     def _observe_traffic(self) -> None:
         self._say("counting packets")
+        patience_s = self._pace.traffic_s if self._round.goes_on else self._pace.progress_s
         try:
-            report = self._endpoint.finish(self._pace.traffic_s)
+            report = self._endpoint.finish(patience_s)
         except LabError as error:
-            self._round.traffic_problem = str(error)
+            self._round.standstill = self._round.standstill or str(error)
             return
         stop_ns = self._stop_request_ns()
         if stop_ns is None:
@@ -294,8 +314,7 @@ class RoundRunner:
 
     def _observe_sides(self) -> None:
         self._round.pages_after_first_pass = self._load.pages
-        if self._audited:
-            self._observe_audit()
+        self._observe_audit()
         for side in self._topology.sides:
             snapshot = side.device("inspect")
             new = snapshot["violation_count"] - self._violations_before[side.name]
