@@ -71,9 +71,9 @@ class IommuGuest:
         self.physical.close()
 
 
-@pytest.fixture
-def side(tmp_path: Path) -> Iterator[VhostSide]:
-    with VhostSide(tmp_path / "vhost", MAC) as made:
+@pytest.fixture(params=[False, True], ids=["in process", "page requests over vfio-user"])
+def side(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[VhostSide]:
+    with VhostSide(tmp_path / "vhost", MAC, over_vfio_user=request.param) as made:
         yield made
 
 
@@ -341,7 +341,8 @@ def test_a_guest_without_an_iommu_follows_one_with_it(side: VhostSide) -> None:
 
 
 def test_a_device_that_can_not_wait_for_translations_does_not_offer_them(tmp_path: Path) -> None:
-    with VhostSide(tmp_path / "vhost", MAC, over_vfio_user=True) as side:
+    # Over vfio-user, and in a layout without page requests.
+    with VhostSide(tmp_path / "vhost", MAC, over_vfio_user=True, profile="ifcvf") as side:
         guest = IommuGuest(side.path)
         assert not guest.front_end.get_u64(Request.GET_FEATURES) >> 33 & 1
         guest.close()

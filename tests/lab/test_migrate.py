@@ -130,9 +130,10 @@ def test_packed_rings_and_several_queue_pairs(
 
 
 @pytest.mark.exhaustive
-@pytest.mark.parametrize("qemu", ["image", "host"])
-def test_guest_behind_an_iommu_moves_and_is_audited(tmp_path: Path, qemu: str) -> None:
-    code, verdict, printed = migrate(tmp_path, "--rounds", "4", "--qemu", qemu, "--iommu")
+@pytest.mark.parametrize(("transport", "qemu"), SETUPS)
+def test_guest_behind_an_iommu_moves_and_is_audited(tmp_path: Path, transport: str, qemu: str) -> None:
+    words = ("--rounds", "4", "--transport", transport, "--qemu", qemu, "--iommu")
+    code, verdict, printed = migrate(tmp_path, *words)
     assert_sound(code, verdict, printed, 4)
     assert not verdict["not_checked"]
 
@@ -285,7 +286,7 @@ def test_impossible_options_are_refused_by_name(tmp_path: Path) -> None:
         (["--memory", "100000"], "100000"),
         (["--qemu", str(tmp_path / "no-qemu")], "no-qemu"),
         (["--transport", "carrier-pigeon"], "carrier-pigeon"),
-        (["--iommu", "--transport", "vfio-user"], "--iommu with --transport vfio-user"),
+        (["--iommu", "--transport", "vfio-user", "--profile", "ifcvf"], "--iommu with --transport vfio-user"),
     ):
         done = subprocess.run(
             [sys.executable, "-m", "vdpa_net", "migrate", *arguments],

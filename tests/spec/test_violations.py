@@ -20,6 +20,9 @@ from vdpa_net.wire.virtio_pci import Status
 
 ROOT = Path(__file__).resolve().parents[2]
 ROW = re.compile(r"\| `([^`]+)` \| (.+) \| (yes|no)\b.*\|")
+PAGE_REQUESTS = 0x2000
+"""Behind the LM block."""
+
 FAR = 1 << 40
 
 
@@ -239,6 +242,7 @@ RUNNING: dict[str, Callable[[Rig], None]] = {
     "restored_avail_idx": restore(0x0009_0009),
     "used_idx": restore(0xFFFF_0000),
     "bad_logging_ctrl": lm(CTRL, 2),
+    "bad_page_request_ctrl": lm(PAGE_REQUESTS, 2),
     "log_start_refused": log_to(LOG_IOVA, LOG_IOVA),
     "log_overflow": log_to(LOG_IOVA, LOG_IOVA + 1),
     "log_unmapped": log_taken_away,

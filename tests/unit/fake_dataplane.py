@@ -31,6 +31,28 @@ class FakeSpace:
         self.calls: list[str] = []
         self.log: tuple[int, int] | None = None
         self.violations: list[Any] = []
+        self.miss_fd: int | None = None
+        self.answers: list[tuple[str, int, bool]] = []
+        self._misses: list[tuple[int, bool]] = []
+
+    def watch_misses(self, event_fd: int | None) -> None:
+        self.miss_fd = event_fd
+
+    def miss(self, *misses: tuple[int, bool]) -> None:
+        """The data plane misses these."""
+        assert self.miss_fd is not None
+        self._misses += misses
+        os.eventfd_write(self.miss_fd, 1)
+
+    def take_misses(self) -> list[tuple[int, bool]]:
+        taken, self._misses = self._misses, []
+        return taken
+
+    def retry_miss(self, iova: int, write: bool) -> None:
+        self.answers.append(("retry", iova, write))
+
+    def refuse_miss(self, iova: int, write: bool) -> None:
+        self.answers.append(("refuse", iova, write))
 
     def map(self, iova: int, size: int, fd: int, offset: int, readable: bool, writable: bool) -> None:
         self.maps[iova] = bytearray(size)

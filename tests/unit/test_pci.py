@@ -102,11 +102,11 @@ def test_bars_that_are_not_there_size_to_nothing(rig: FakeRig) -> None:
     assert [index for index in range(9) if rig.device.region_info(index)] == [1, 4, 7]
 
 
-def test_capability_list_has_pcie_msix_and_virtio_one_to_five(rig: FakeRig) -> None:
+def test_capability_list_has_pcie_msix_virtio_one_to_five_and_page_requests(rig: FakeRig) -> None:
     found = capabilities(rig)
-    assert [CAPABILITY_IDS[kind] for _, kind in found] == ["pcie", "msix", *["vendor"] * 5]
+    assert [CAPABILITY_IDS[kind] for _, kind in found] == ["pcie", "msix", *["vendor"] * 6]
     vendor = [config(rig, at + 3, 1) for at, kind in found if kind == 9]
-    assert sorted(vendor) == [1, 2, 3, 4, 5]
+    assert sorted(vendor) == [1, 2, 3, 4, 5, 9]
     ends = [at + config(rig, at + 2, 1) for at, kind in found if kind == 9]
     assert all(end <= 0x100 for end in ends)
 

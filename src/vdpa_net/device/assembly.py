@@ -10,11 +10,13 @@ from vdpa_net.device.function import Bar
 from vdpa_net.device.msix import Msix
 from vdpa_net.device.notify import Notify
 from vdpa_net.device.options import NetOptions
+from vdpa_net.device.page_requests import PageRequests
 from vdpa_net.device.pci import BarAccess, ConfigSpace
 from vdpa_net.device.registers import RegisterBlock
 from vdpa_net.device.virtio_device import VirtioNet
 from vdpa_net.migration.violations import ViolationLog
 from vdpa_net.wire import virtio_net, virtio_pci
+from vdpa_net.wire.page_requests import PAGE_REQUESTS
 
 
 def make_config(
@@ -28,7 +30,9 @@ def make_config(
     return ConfigSpace(function.function_layout(options, msix), bars, violations, on_flr)
 
 
-def make_bars(virtio: VirtioNet, msix: Msix, violations: ViolationLog) -> dict[int, Bar]:
+def make_bars(
+    virtio: VirtioNet, msix: Msix, violations: ViolationLog, requests: PageRequests
+) -> dict[int, Bar]:
     """The BARs by index, with the register blocks in their places."""
     profile = virtio.options.profile
     sizes = function.bar_sizes(virtio.options, msix.bar_size)
@@ -47,4 +51,6 @@ def make_bars(virtio: VirtioNet, msix: Msix, violations: ViolationLog) -> dict[i
         lm_bar, lm_offset = function.lm_place(profile)
         lm_block = RegisterBlock(profile.registers, virtio.lm, violations)
         bars[lm_bar].add(lm_offset, profile.registers.size, lm_block)
+    if (place := function.page_requests_offset(virtio.options)) is not None:
+        bar.add(place, PAGE_REQUESTS.size, RegisterBlock(PAGE_REQUESTS, requests, violations))
     return bars

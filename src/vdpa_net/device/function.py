@@ -16,6 +16,7 @@ from vdpa_net.record import Record, replace
 from vdpa_net.wire import virtio_net, virtio_pci
 from vdpa_net.wire.layout import RegisterMap
 from vdpa_net.wire.lm import Profile
+from vdpa_net.wire.page_requests import PAGE_REQUESTS
 
 CLASS_ETHERNET: Final = 0x020000
 REVISION: Final = 1
@@ -111,6 +112,16 @@ def lm_place(profile: Profile) -> tuple[int, int]:
     return (profile.virtio_bar, LM_OFFSET) if profile.lm_bar is None else (profile.lm_bar, 0)
 
 
+def page_requests_offset(options: NetOptions) -> int | None:
+    """Where in the virtio BAR the page request registers are, if there are any."""
+    profile = options.profile
+    if not (options.vdpa and profile.page_requests):
+        return None
+    bar, offset = lm_place(profile)
+    end = offset + profile.registers.size if bar == profile.virtio_bar else LM_OFFSET
+    return (end + PAGE - 1) // PAGE * PAGE
+
+
 def bar_sizes(options: NetOptions, msix_bytes: int) -> dict[int, int]:
     """Size of each BAR, a power of two and at least a page, so that it can be mapped alone."""
     profile = options.profile
@@ -118,6 +129,8 @@ def bar_sizes(options: NetOptions, msix_bytes: int) -> dict[int, int]:
     if options.vdpa:
         bar, offset = lm_place(profile)
         ends[bar] = offset + profile.registers.size
+    if (requests := page_requests_offset(options)) is not None:
+        ends[profile.virtio_bar] = requests + PAGE_REQUESTS.size
     return {bar: power_of_two(max(PAGE, end)) for bar, end in sorted(ends.items())}
 
 
@@ -150,4 +163,5 @@ def function_layout(options: NetOptions, msix: Msix) -> FunctionLayout:
         msix_bar=profile.msix_bar,
         pba_offset=msix.pba_offset,
         ats=options.ats,
+        page_requests=page_requests_offset(options),
     )

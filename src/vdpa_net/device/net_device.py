@@ -26,6 +26,7 @@ from vdpa_net.device.msix import Msix
 from vdpa_net.device.net_config import parse_mac
 from vdpa_net.device.options import check_options
 from vdpa_net.device.packet_hooks import Packet, PacketAnswer, PacketHook, PacketHooks
+from vdpa_net.device.page_requests import PageRequests
 from vdpa_net.device.pci import BarAccess
 from vdpa_net.device.virtio_device import VirtioNet
 from vdpa_net.errors import AccessError, StateError
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from vdpa_net import _native
 
 _PLANE = "plane"
+_PAGE_REQUESTS = "page requests"
 
 
 class NetDevice(Closing):
@@ -105,7 +107,8 @@ class NetDevice(Closing):
             dma_hint=self._dma.hint,
         )
         self._faults = InstalledFaults(self._virtio, self._plane, self._events.listen)
-        self._bars = make_bars(self._virtio, self._msix, self.violations)
+        self._page_requests = PageRequests(self.space, self._msix, self.violations)
+        self._bars = make_bars(self._virtio, self._msix, self.violations, self._page_requests)
         self._config = make_config(
             self.options,
             self._msix,
@@ -115,6 +118,7 @@ class NetDevice(Closing):
         )
         self._monitor = Monitor(self._on_signal)
         self._monitor.watch(_PLANE, self._plane.event_fd())
+        self._monitor.watch(_PAGE_REQUESTS, self._page_requests.event_fd)
         self._kicks = Kicks(self.options, self._plane, self._monitor)
         self._packet_hooks = PacketHooks(self._plane.set_packet_hook)
         overridden = (type(self).packet_from_guest, type(self).packet_to_guest)
@@ -239,6 +243,7 @@ class NetDevice(Closing):
             self._virtio.reset_device()
             self._config.reset()
             self._msix.reset()
+            self._page_requests.reset()
 
     def detach_client(self) -> None:
         """The client is gone: reset, unmap everything, unbind every vector and kick."""
@@ -324,6 +329,7 @@ class NetDevice(Closing):
         with self._lock:
             self.violations.refresh()
             self._plane.close()
+            self._page_requests.close()
             self._dma.unmap_all()
 
     def _window(self, index: int, offset: int, count: int) -> Window:
@@ -352,6 +358,8 @@ class NetDevice(Closing):
             if key == _PLANE:
                 self.violations.refresh()
                 self._virtio.check_queues()
+            elif key == _PAGE_REQUESTS:
+                self._page_requests.signalled()
             else:
                 self._virtio.serve_control_queue()
 

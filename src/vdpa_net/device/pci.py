@@ -14,7 +14,7 @@ from vdpa_net.device.capabilities import CapabilityList, placed
 from vdpa_net.device.registers import RegisterBlock, Storage
 from vdpa_net.migration.violations import ViolationLog
 from vdpa_net.record import Record
-from vdpa_net.wire import pci, virtio_pci
+from vdpa_net.wire import page_requests, pci, virtio_pci
 from vdpa_net.wire.layout import Register, RegisterMap
 
 
@@ -65,6 +65,7 @@ class FunctionLayout(Record):
     """Everything that the configuration space is built from.
 
     BAR sizes in bytes, powers of two, by BAR index; those in `narrow` are of 32 bits, the others of 64.
+    `page_requests` is where these registers are in the BAR of the virtio structures (None: there are none).
     """
 
     identity: Identity
@@ -77,6 +78,7 @@ class FunctionLayout(Record):
     msix_bar: int
     pba_offset: int
     ats: bool
+    page_requests: int | None = None
 
 
 class ConfigSpace:
@@ -195,6 +197,10 @@ def _capabilities(layout: FunctionLayout) -> CapabilityList:
     for region in layout.regions:
         _add_virtio(capabilities, region, layout.notify_off_multiplier)
     capabilities.add("window", virtio_pci.PCI_CFG_CAPABILITY, {"cfg_type": virtio_pci.CAP_PCI_CFG})
+    if layout.page_requests is not None:
+        place = {"bar": layout.regions[0].bar, "offset": layout.page_requests}
+        vendor = {"vendor_id": layout.identity.subsystem_vendor_id}
+        capabilities.add("page_requests", page_requests.CAPABILITY, place | vendor)
     return capabilities
 
 

@@ -56,9 +56,10 @@ class DeviceHandle(Protocol):
 
 @runtime_checkable
 class AsksForMaps(Protocol):
-    """A handle whose device can wait for a map that it misses, as one behind a guest's IOMMU has to.
+    """A device that can wait for a map which it misses, as one behind a guest's IOMMU has to.
 
-    VFIO and vfio-user have no message for that, and no register does it.
+    A handle can have it. VFIO and vfio-user have no message for that: behind those it takes registers
+    (`driver.page_requests`).
     """
 
     def watch_misses(self, fd: int | None) -> None:

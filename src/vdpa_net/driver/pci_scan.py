@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from vdpa_net.driver.handle import DeviceHandle
 from vdpa_net.errors import ProtocolError
-from vdpa_net.wire import pci, virtio_pci
+from vdpa_net.wire import page_requests, pci, virtio_pci
 from vdpa_net.wire.layout import Register, RegisterMap
 from vdpa_net.wire.lm import Profile, profile_by_subsystem
 
@@ -31,7 +31,8 @@ class Window:
 
 @dataclass(frozen=True)
 class VirtioFunction:
-    """The structures of a function; `lm` is the live-migration register block, laid out as `profile` says."""
+    """The structures of a function; `lm` is the live-migration register block, laid out as `profile` says.
+    `page_requests` are its page request registers, if it has some."""
 
     common: Window
     notify: Window
@@ -42,6 +43,7 @@ class VirtioFunction:
     profile: Profile
     num_vectors: int
     msix_control_offset: int
+    page_requests: Window | None = None
 
 
 def scan(handle: DeviceHandle, profile: Profile | None = None) -> VirtioFunction:
@@ -53,6 +55,7 @@ def scan(handle: DeviceHandle, profile: Profile | None = None) -> VirtioFunction
     found: dict[int, Window] = {}
     multiplier = 0
     msix: tuple[int, int] | None = None
+    requests: Window | None = None
     for offset, identifier in _capabilities(handle):
         if identifier == pci.CAP_ID_MSIX:
             control = _config(handle, offset + 2, 2)
@@ -60,7 +63,9 @@ def scan(handle: DeviceHandle, profile: Profile | None = None) -> VirtioFunction
         elif identifier == pci.CAP_ID_VENDOR:
             kind = _field(handle, offset, virtio_pci.VIRTIO_CAPABILITY, "cfg_type")
             # The first of each type is the one to use (4.1.4.2).
-            if kind not in found and kind != virtio_pci.CAP_PCI_CFG:
+            if kind == virtio_pci.CAP_VENDOR_CFG:
+                requests = requests or _page_requests(handle, offset)
+            elif kind not in found and kind != virtio_pci.CAP_PCI_CFG:
                 found[kind] = _window(handle, offset)
                 if kind == virtio_pci.CAP_NOTIFY_CFG:
                     notify = virtio_pci.NOTIFY_CAPABILITY
@@ -78,6 +83,7 @@ def scan(handle: DeviceHandle, profile: Profile | None = None) -> VirtioFunction
         profile=profile,
         num_vectors=msix[1],
         msix_control_offset=msix[0],
+        page_requests=requests,
     )
 
 
@@ -111,6 +117,24 @@ def _capabilities(handle: DeviceHandle) -> Iterator[tuple[int, int]]:
         seen.add(offset)
         yield offset, _config(handle, offset, 1)
         offset = _config(handle, offset + 1, 1) & ~3
+
+
+def _page_requests(handle: DeviceHandle, capability: int) -> Window | None:
+    """The registers that a vendor data capability tells about, if it is one of that kind."""
+    table = page_requests.CAPABILITY
+    vendor = _config(handle, pci.HEADER["subsystem_vendor_id"].offset, 2)
+    kind = _field(handle, capability, table, "kind")
+    if (_field(handle, capability, table, "vendor_id"), kind) != (vendor, page_requests.DATA_KIND):
+        return None
+    bar, offset = (_field(handle, capability, table, name) for name in ("bar", "offset"))
+    length = page_requests.PAGE_REQUESTS.size
+    size = handle.region_size(bar) if bar < pci.BAR_COUNT else 0
+    if offset + length > size:
+        raise ProtocolError(
+            f"the vendor data capability at {capability:#x} names [{offset:#x}, {offset + length:#x}) of BAR "
+            f"{bar}, which has {size:#x} bytes"
+        )
+    return Window(bar, offset, length)
 
 
 def _window(handle: DeviceHandle, capability: int) -> Window:

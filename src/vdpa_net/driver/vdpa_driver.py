@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass, field
 
 from vdpa_net.driver.config_interrupt import CONFIG_VECTOR
 from vdpa_net.driver.device_maps import DeviceMaps
-from vdpa_net.driver.handle import CanAnnounce, DeviceHandle
+from vdpa_net.driver.handle import AsksForMaps, CanAnnounce, DeviceHandle
 from vdpa_net.driver.log_area import LogArea, LogMapping
+from vdpa_net.driver.page_requests import PageRequests
 from vdpa_net.driver.pci_scan import VirtioFunction, Window, scan
 from vdpa_net.driver.queue_setup import QueueRecord, QueueSetup
 from vdpa_net.errors import ProtocolError, StateError
@@ -93,6 +94,17 @@ class VdpaDriver:
             config = b"".join(self._read_config_field(register) for register in DEVICE_CFG)
             if self._read(COMMON_CFG, self._function.common, "config_generation") == before:
                 return config
+
+    def asks_for_maps(self) -> AsksForMaps | None:
+        """How the device tells of maps that it misses, if it does: by its handle, or by registers."""
+        if isinstance(self.handle, AsksForMaps):
+            return self.handle
+        window = self._function.page_requests
+        # The last vector is that of the control queue, which is not ours to drive.
+        vector = self._function.num_vectors - 1
+        if window is None or vector <= 2 * self.queue_pairs:
+            return None
+        return PageRequests(self.handle, window.region, window.offset, vector)
 
     def announce(self, mac: str) -> bool:
         """Have the device announce this station, if there is a way to ask it; whether there is."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from vdpa_net.driver.handle import AsksForMaps
 from vdpa_net.driver.iotlb import Iotlb
 from vdpa_net.driver.iotlb_misses import IotlbMisses
 from vdpa_net.driver.memory_table import MemoryTable
@@ -39,7 +38,7 @@ class VhostIommu:
         log: VhostLog,
         complain: Callable[[str], None],
     ) -> None:
-        self._device = driver.handle if isinstance(driver.handle, AsksForMaps) else None
+        self._device = driver.asks_for_maps()
         self._lock = lock
         self._memory = memory
         self._complain = complain

@@ -77,6 +77,7 @@ class VhostSide(Closing):
         over_vfio_user: bool = False,
         packed: bool = False,
         queue_pairs: int = 1,
+        profile: str = "vdpa",
     ) -> None:
         self.path = path
         self._told = [0, 0, 0]
@@ -87,6 +88,7 @@ class VhostSide(Closing):
             self.device: NetDevice = NetDevice(
                 backend,
                 mac=mac,
+                profile=profile,
                 mq=queue_pairs > 1,
                 enabled_features=frozenset({"packed"} if packed else ()),
             )

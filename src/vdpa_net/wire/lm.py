@@ -35,7 +35,8 @@ class Profile(Record):
     LM_LOGGING_CTRL that mean on; 0 means off. With `range_after_ctrl` a driver may write a log's range behind
     the on, and logging begins with the high half of END. `pairs_register` is where the driver says how many
     queue pairs it uses. With `used_idx_from_ring` a driver may write the avail half of LM_RING_STATE alone.
-    `control_queue` says that its driver counts on a control queue behind the pairs.
+    `control_queue` says that its driver counts on a control queue behind the pairs. With `page_requests` the
+    function has these registers, too (`wire.page_requests`), on the page behind everything in `virtio_bar`.
 
     Raises OptionError if the parts don't go together.
     """
@@ -57,6 +58,7 @@ class Profile(Record):
     pairs_register: int | None = None
     used_idx_from_ring: bool = False
     control_queue: bool = False
+    page_requests: bool = False
 
     def __post_init__(self) -> None:
         self._check_ids()
@@ -139,6 +141,7 @@ VDPA: Final = Profile(
     msix_bar=1,
     lm_bar=None,
     max_queues=1024,
+    page_requests=True,
 )
 """The layout of the vdpa-net document: 1024 ring states of 4 bytes from 0x20 on."""
 

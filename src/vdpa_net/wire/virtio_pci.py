@@ -18,6 +18,8 @@ CAP_NOTIFY_CFG: Final = 2
 CAP_ISR_CFG: Final = 3
 CAP_DEVICE_CFG: Final = 4
 CAP_PCI_CFG: Final = 5
+CAP_VENDOR_CFG: Final = 9
+"""Vendor data (4.1.4.8)."""
 
 MSI_NO_VECTOR: Final = 0xFFFF
 """An event that is mapped to no vector (4.1.5.1.2)."""

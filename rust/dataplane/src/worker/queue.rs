@@ -12,7 +12,7 @@ use super::fault::{QueueFault, QueueFaults};
 use super::signal::{new_eventfd, Call, Signal};
 use crate::counters::QueueCounters;
 use crate::error::{Error, Result};
-use crate::memory::{DmaSpace, Memory, Miss};
+use crate::memory::{DmaSpace, Memory};
 use crate::ring::{self, AnyRing, Ring, RingConfig, RingFault, RingResult, RingState, F_IN_ORDER};
 use crate::violation::{Violation, ViolationLog};
 
@@ -153,7 +153,7 @@ impl Slot {
 
     /// Take the ring out because of a fault in it, and tell.
     pub(crate) fn break_down(&mut self, queue: &Queue, space: &DmaSpace, fault: RingFault) {
-        self.publish_what_is_done(queue, space);
+        self.publish_what_is_done(queue, &space.lock());
         self.take_out(queue);
         queue.has_broken.store(true, Ordering::Release);
         queue.record(fault.into_violation(queue.index()));
@@ -174,18 +174,22 @@ impl Slot {
         Ok(())
     }
 
-    /// A batch has failed: wait for the map that it `missed` and that can be asked for, else break down. True: it
-    /// waits. `generation` is that of the maps before the batch.
+    /// A batch has failed: wait for the map that it missed and that can be asked for, else break down. True: it
+    /// waits. `memory` is the batch's own guard: what the batch has done is published under it, for once it is
+    /// dropped the ring itself may be unmapped. `generation` is that of the maps before the batch.
     pub(crate) fn fail(
         &mut self,
         queue: &Queue,
         space: &DmaSpace,
         fault: RingFault,
-        missed: Option<Miss>,
+        memory: Memory<'_>,
         generation: u64,
     ) -> bool {
+        let missed = memory.missed();
+        self.publish_what_is_done(queue, &memory);
+        queue.counters.dirtied(&memory);
+        drop(memory);
         if missed.is_some_and(|miss| space.request_map(miss)) {
-            self.publish_what_is_done(queue, space);
             self.waits_since = Some(generation);
             return true;
         }
@@ -202,9 +206,9 @@ impl Slot {
     }
 
     /// The chains before the bad one were served: the driver shall see that, if the ring still allows it.
-    fn publish_what_is_done(&mut self, queue: &Queue, space: &DmaSpace) {
+    fn publish_what_is_done(&mut self, queue: &Queue, memory: &Memory<'_>) {
         if let Some(ring) = &mut self.ring {
-            if let Ok(true) = ring.publish(&space.lock()) {
+            if let Ok(true) = ring.publish(memory) {
                 queue.interrupt();
             }
         }

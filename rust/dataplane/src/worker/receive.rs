@@ -152,11 +152,10 @@ impl Pair {
                 Batch { pair: self, memory, ring, chain, inbox, is_mergeable, counters }.run(budget)
             })
         });
-        self.rx.counters.dirtied(&memory);
-        let missed = memory.missed();
-        drop(memory);
         match result {
             Ok((received, interrupt)) => {
+                self.rx.counters.dirtied(&memory);
+                drop(memory);
                 if interrupt {
                     self.rx.interrupt();
                 }
@@ -165,7 +164,7 @@ impl Pair {
             Err(fault) => {
                 let waits = side
                     .slot
-                    .fail(&self.rx, &self.space, fault, missed, generation);
+                    .fail(&self.rx, &self.space, fault, memory, generation);
                 waits.then(|| {
                     self.ask_ahead(side);
                     WAITING

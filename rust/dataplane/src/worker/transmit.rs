@@ -39,11 +39,10 @@ impl Pair {
         let result = checked.and_then(
             |()| with_ring!(ring, ring => self.transmit_batch(&memory, ring, chain, budget)),
         );
-        self.tx.counters.dirtied(&memory);
-        let missed = memory.missed();
-        drop(memory);
         match result {
             Ok((transmitted, interrupt)) => {
+                self.tx.counters.dirtied(&memory);
+                drop(memory);
                 if interrupt {
                     self.tx.interrupt();
                 }
@@ -52,7 +51,7 @@ impl Pair {
             Err(fault) => {
                 let waits = side
                     .slot
-                    .fail(&self.tx, &self.space, fault, missed, generation);
+                    .fail(&self.tx, &self.space, fault, memory, generation);
                 waits.then(|| {
                     self.ask_ahead(side);
                     Transmitted::NOTHING

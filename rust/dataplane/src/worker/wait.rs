@@ -46,14 +46,16 @@ impl Pair {
         let checked = side.slot.check_areas(&self.space, &memory);
         let ring = side.slot.ring.as_deref_mut()?;
         let result = checked.and_then(|()| look(ring, &memory));
-        queue.counters.dirtied(&memory);
-        let missed = memory.missed();
-        drop(memory);
-        result
-            .map_err(|fault| {
+        match result {
+            Ok(seen) => {
+                queue.counters.dirtied(&memory);
+                Some(seen)
+            }
+            Err(fault) => {
                 side.slot
-                    .fail(queue, &self.space, fault, missed, generation)
-            })
-            .ok()
+                    .fail(queue, &self.space, fault, memory, generation);
+                None
+            }
+        }
     }
 }

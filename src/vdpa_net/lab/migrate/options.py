@@ -11,6 +11,7 @@ from vdpa_net.errors import OptionError
 from vdpa_net.lab.ram import GuestRam
 from vdpa_net.lab.traffic.format import MAX_LENGTH_BYTES, MIN_LENGTH_BYTES
 from vdpa_net.migration.faults import parse_fault
+from vdpa_net.wire.lm import PROFILES
 
 TRANSPORTS = ("in-process", "vfio-user")
 CANCEL_PHASES = ("setup", "first-pass", "pre-copy", "switch-over")
@@ -109,10 +110,12 @@ class MigrateOptions:
             _one_of("disturb", name, DISTURBANCES)
         if "channels" in self.disturbances and self.queue_pairs == 1:
             raise OptionError("--disturb channels: needs --queue-pairs 2 or more")
-        if self.iommu and self.transport != "in-process":
+        known = PROFILES.get(self.profile)
+        if self.iommu and self.transport != "in-process" and known is not None and not known.page_requests:
             raise OptionError(
                 f"--iommu with --transport {self.transport}: the protocol has no message for a missing "
-                f"translation, so the driver does not offer ACCESS_PLATFORM; in-process does"
+                f"translation, and profile {self.profile} has no page requests; vdpa does, or --transport "
+                f"in-process"
             )
         for text in self.faults:
             parse_fault(text, seed=self.seed)
