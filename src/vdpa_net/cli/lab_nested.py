@@ -33,11 +33,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--packed", action="store_true", help="packed virtqueues")
     parser.add_argument("--iommu", action="store_true", help="put a vIOMMU into the level-2 machine")
     parser.add_argument(
-        "--rate", type=whole_number(1), default=8, metavar="PPS", help="packets/s per direction (8)"
+        "--rate", type=whole_number(1), default=100, metavar="PPS", help="packets/s per direction (100)"
     )
     options.add_machine(parser, min_memory_mib=MIN_MEMORY_MIB)
     parser.set_defaults(memory=MIN_MEMORY_MIB)
-    parser.add_argument("--keep", action="store_true", help="keep logs and evidence of a PASS, too")
+    options.add_keep(parser)
+    parser.add_argument(
+        "--kill",
+        choices=("l1-dst", "l2-dst", "device-dst"),
+        help="kill this part of the destination in pre-copy: the guest has to go on where it is",
+    )
     options.add_faults(parser)
     options.add_seed(parser)
     options.add_json(parser)
@@ -66,5 +71,7 @@ def run(arguments: argparse.Namespace) -> int:
         junit_path=arguments.junit,
         directory=arguments.logs,
         keep=arguments.keep,
+        report=arguments.report,
+        kill=arguments.kill,
     )
     return run_nested(asked, Console())

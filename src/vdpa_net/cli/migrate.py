@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_load(parser.add_argument_group("the load"))
     _add_guest(parser.add_argument_group("your own stack"))
     options.add_machine(parser, min_memory_mib=MIN_MEMORY_MIB)
-    _add_results(parser.add_argument_group("results"))
+    options.add_keep(parser.add_argument_group("results"))
     options.add_faults(parser)
     options.add_seed(parser)
     options.add_json(parser)
@@ -112,11 +112,6 @@ def _add_guest(group: argparse._ArgumentGroup) -> None:
         metavar="SRC,DST",
         help="your vhost-user back ends, in this network namespace, instead of ours (docs/lab.md)",
     )
-
-
-def _add_results(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--keep", action="store_true", help="keep logs and evidence of a PASS, too")
-    group.add_argument("--report", type=Path, metavar="DIR", help="write an HTML page with pictures there")
 
 
 def run(arguments: argparse.Namespace) -> int:

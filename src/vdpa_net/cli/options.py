@@ -51,6 +51,12 @@ def device_request(arguments: argparse.Namespace) -> DeviceRequest:
     return DeviceRequest(parse_netdev(arguments.netdev), device, faults, observation, arguments.pcap)
 
 
+def add_keep(parser: argparse._ActionsContainer) -> None:
+    """What of a run is kept for people: `keep` and `report`."""
+    parser.add_argument("--keep", action="store_true", help="keep logs and evidence of a PASS, too")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write an HTML page with pictures there")
+
+
 def _add_observation(parser: argparse.ArgumentParser) -> None:
     from vdpa_net.cli.parser import whole_number  # noqa: PLC0415
 

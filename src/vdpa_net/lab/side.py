@@ -89,6 +89,11 @@ class SideProcess:
             raise LabError(f"{self.name} is not running")
         return self._client.call(method, **parameters)
 
+    def kill(self) -> None:
+        """End the process as an accident would."""
+        self._process.kill()
+        self._process.wait()
+
     def stop(self) -> None:
         """End the process, by SIGTERM first."""
         if self._client is not None:
@@ -151,6 +156,12 @@ class Side:
         if self._driver is None:
             raise LabError(f"the driver of {self.name} is not running")
         return self._driver.call(method, **parameters)
+
+    def kill_device(self) -> None:
+        """End the device's process as an accident would. Raises LabError if there is none."""
+        if self._device is None:
+            raise LabError(f"the device of {self.name} is not running")
+        self._device.kill()
 
     def command_lines(self) -> list[str]:
         """What runs on this side, for evidence."""

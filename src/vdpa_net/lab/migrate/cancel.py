@@ -1,46 +1,52 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A migration that is cancelled: the source has to go on as if nothing had been."""
+"""A migration that is broken off, by a cancel or by the death of its other end: the source has to go on as if
+nothing had been."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vdpa_net.errors import PeerError
+from vdpa_net.lab.migrate.pace import Pace
 from vdpa_net.lab.migrate.precopy import Load, Precopy
+from vdpa_net.lab.qmp import Event
 from vdpa_net.lab.traffic.endpoint import TrafficEndpoint
 from vdpa_net.lab.traffic.judge import Gap, traffic_lines
 from vdpa_net.migration.verdict import Line, Outcome
 
 PHASE_SECONDS = 120
-PACKETS_AFTERWARDS = 300
 FIRST_PASS_SHARE = 0.3
 
 
 @dataclass(frozen=True)
-class CancelOutcome:
-    """What was seen after a cancel: how the migration ended, whether the machine runs, and whether its device
-    still logs (None: not known)."""
+class BrokenOff:
+    """What was seen after `what`: how the migration ended, whether the machine runs, and whether its device
+    still logs (None: not known). `endings` are those that a migration may take."""
 
-    phase: str
+    what: str
+    endings: tuple[str, ...]
     status: str
     run_state: str
     logging: bool | None
 
     def line(self) -> Line:
-        """The migration was cancelled, the source runs, its device logs no more."""
+        """The migration is over, the source runs, its device logs no more."""
         detail = []
-        if self.status != "cancelled":
-            detail.append(f"the migration {self.status}, expected cancelled")
+        expected = " or ".join(self.endings)
+        if self.status not in self.endings:
+            detail.append(f"the migration {self.status}, expected {expected}")
         if self.run_state != "running":
             detail.append(f"the source's machine is {self.run_state}, expected running")
         if self.logging:
             detail.append("the source's device still logs")
         logs = {True: ", the device logs", False: ", the device logs no more", None: ""}[self.logging]
         return Line(
-            f"cancel at {self.phase}",
+            self.what,
             Outcome.FAIL if detail else Outcome.PASS,
             f"the migration {self.status}, the source is {self.run_state}{logs}",
-            "cancelled, the source goes on",
+            f"{expected}, the source goes on",
             tuple(detail),
         )
 
@@ -50,7 +56,7 @@ def wants_pause(phase: str) -> bool:
     return phase == "switch-over"
 
 
-def cancel(precopy: Precopy, phase: str, at_rest: Callable[[], None]) -> CancelOutcome:
+def cancel(precopy: Precopy, phase: str, at_rest: Callable[[], None]) -> BrokenOff:
     """Bring a migration that has begun to a phase, and cancel it there. Raises LabError.
 
     `at_rest` is called where the source's machine and its device have stopped, before the cancel.
@@ -67,22 +73,49 @@ def cancel(precopy: Precopy, phase: str, at_rest: Callable[[], None]) -> CancelO
             precopy.let_go()
             precopy.wait_status("pre-switchover")
             at_rest()
-    machine, side = precopy.source.machine, precopy.source.side
+    machine = precopy.source.machine
     machine.qmp("migrate_cancel")
     ended = precopy.wait_final()
     # A machine that QEMU had stopped for the switch-over goes on a moment later.
     if wants_pause(phase):
         machine.wait_event("RESUME", PHASE_SECONDS)
+    return _outcome(precopy, f"cancel at {phase}", ("cancelled",), ended)
+
+
+def lose_destination(
+    precopy: Precopy, what: str, kill: Callable[[], None], endpoint: TrafficEndpoint, pace: Pace
+) -> BrokenOff:
+    """Kill part of the destination in pre-copy, and see that the traffic of the source goes on. Raises
+    LabError.
+
+    A source that learns of it ends the migration (failed). One that does not (a machine that is gone answers
+    nothing, and TCP waits for a quarter of an hour; a device that is gone is none of QEMU's business before
+    the switch-over) is told to cancel it.
+    """
+    precopy.enter(Load())
+    precopy.say(f"to be killed: {what}", None)
+    kill()
+    precopy.say(f"{what} is gone, does the guest's traffic go on?", None)
+    endpoint.wait_received(endpoint.received + pace.afterwards_datagrams, pace.traffic_s)
+    if not precopy.has_ended():
+        with contextlib.suppress(PeerError):
+            precopy.source.machine.qmp("migrate_cancel")
+    return _outcome(precopy, f"{what} killed", ("failed", "cancelled"), precopy.wait_final())
+
+
+def _outcome(precopy: Precopy, what: str, endings: tuple[str, ...], ended: Event) -> BrokenOff:
+    machine, side = precopy.source.machine, precopy.source.side
     state = machine.qmp("query-status")["status"]
     logging = bool(side.device("inspect")["logging"]) if side.is_watched else None
-    return CancelOutcome(phase, ended.data["status"], state, logging)
+    return BrokenOff(what, endings, ended.data["status"], state, logging)
 
 
-def traffic_afterwards(endpoint: TrafficEndpoint, gap: Gap | None) -> list[Line]:
-    """The lines on the traffic over the cancelled migration; a stop of the device allows for a gap."""
-    endpoint.wait_received(endpoint.received + PACKETS_AFTERWARDS, PHASE_SECONDS)
-    report = endpoint.finish(PHASE_SECONDS)
+def traffic_afterwards(prefix: str, endpoint: TrafficEndpoint, gap: Gap | None, pace: Pace) -> list[Line]:
+    """The lines on the traffic over the migration that did not come to its end; a stop of the device allows
+    for a gap."""
+    endpoint.wait_received(endpoint.received + pace.afterwards_datagrams, pace.traffic_s)
+    report = endpoint.finish(pace.traffic_s)
     return [
-        Line(f"cancelled: {line.name}", line.outcome, line.measured, line.expected, line.detail)
+        Line(f"{prefix}: {line.name}", line.outcome, line.measured, line.expected, line.detail)
         for line in traffic_lines(report, gap)
     ]

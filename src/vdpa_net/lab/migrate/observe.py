@@ -88,9 +88,10 @@ class QueueObservations:
 class Round:
     """Everything that was observed in one round; `None` is what this kind of round does not observe.
 
-    `watched` is false where the back end is not ours: what only it could tell is not checked. `standstill` is
-    how a guest that has arrived shows that it does not go on. `page_notes` say more about pages that differ;
-    `more_lines` are claims that only some rounds make.
+    `watched` is false where the back end is not ours: what only it could tell is not checked. `audited` is
+    false where a driver marks the pages in place of the device, `moved` if the guest was to stay where it is.
+    `standstill` is how a guest that has arrived shows that it does not go on. `page_notes` say more about
+    pages that differ; `more_lines` are claims that only some rounds make.
     """
 
     number: int
@@ -112,10 +113,16 @@ class Round:
     page_notes: dict[int, str] = field(default_factory=dict)
     more_lines: list[Line] = field(default_factory=list)
     watched: bool = True
+    audited: bool = True
+    moved: bool = True
     figures: dict[str, Any] = field(default_factory=dict)
 
     def lines(self, minimum_pages: int) -> list[Line]:
         """The verdict on this round."""
+        if not self.moved:
+            return [
+                _in_round(line, self.number) for line in [*self.more_lines, check_violations(self.violations)]
+            ]
         if not self.arrival.is_complete:
             return [_in_round(line, self.number) for line in self._without_arrival()]
         lines = [self.arrival.line()]
@@ -126,7 +133,7 @@ class Round:
             lines += [queue.line() for queue in self.queues] or [
                 _not_run("ring state", "no queue was observed")
             ]
-            lines.append(self._audit())
+            lines += [self._audit()] if self.audited else []
         lines += self.traffic or [self._no_traffic()]
         lines += self.more_lines
         if self.watched:

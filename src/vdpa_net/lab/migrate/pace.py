@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vdpa_net.lab.traffic.flows import WINDOW
+
 
 @dataclass(frozen=True)
 class Pace:
@@ -13,7 +15,10 @@ class Pace:
     `later_passes_bytes_per_s` is less than what the traffic dirties and more than nothing: passes end, and
     never find nothing to send. `end_of_first_pass_bytes_per_s` is slow enough for its end to be noticed:
     later passes at full speed take a millisecond. `sample_s` is the time between two looks at what nobody
-    announces.
+    announces. `busy_window_s` is how long before the release of a migration every ring has to have moved at
+    the latest for it to count as busy at its stop; 0: they have to move between release and stop.
+    `window_datagrams` is `TrafficOptions.window`; `afterwards_datagrams` have to come from a guest that goes
+    on where it is.
     """
 
     phase_s: float = 120
@@ -22,7 +27,10 @@ class Pace:
     traffic_s: float = 120
     load_s: float = 60
     sample_s: float = 0.02
+    busy_window_s: float = 0
     warm_up_datagrams: int = 200
+    window_datagrams: int = WINDOW
+    afterwards_datagrams: int = 300
     first_pass_bytes_per_s: int = 96 << 20
     end_of_first_pass_bytes_per_s: int = 8 << 20
     later_passes_bytes_per_s: int = 1 << 20

@@ -38,6 +38,30 @@ class QueueWatch:
             raise LabError("the guest's driver has not negotiated RING_PACKED: its rings are split ones")
         self._before = snapshot["queues"]
 
+    def note_while_busy(self, window_s: float, within_s: float, *, expects_packed: bool) -> bool:
+        """Return once every ring has completed a buffer since a moment noted at most `window_s` ago.
+
+        A guest that is slower than the switch-over (one of a guest, emulated) completes nothing in it; so the
+        release waits for an instant at which all rings move. False if there was none `within_s`: then
+        `at_stop` tells which ring stood still.
+        """
+        deadline = time.monotonic() + within_s
+        pause_s = min(self._pace.sample_s, window_s / 10)
+        moment = f"{window_s:g} s before the release"
+        while (noted_s := time.monotonic()) < deadline:
+            self.note(moment, expects_packed=expects_packed)
+            while time.monotonic() - noted_s < window_s:
+                if self._all_have_moved():
+                    return True
+                # How far a queue has come is a register of the device: nobody announces it.
+                time.sleep(pause_s)
+        return False
+
+    def _all_have_moved(self) -> bool:
+        now = self._source.side.device("inspect")["queues"]
+        before = self._before
+        return all(now[queue]["used_idx"] != before[queue]["used_idx"] for queue in range(2 * self._pairs))
+
     def at_stop(self) -> RingsAtStop:
         """How each ring stood when it was stopped, while the guest stands still."""
         rings = RingsAtStop(mergeable=self._mergeable)

@@ -138,11 +138,11 @@ def figures_table(verdict: Verdict) -> Table:
     rounds = verdict.context.get("rounds", [])
     assert isinstance(rounds, list)
     for item in rounds:
-        timed = not item["compares_ram"]
+        timed = item.get("moved", True) and not item["compares_ram"]
         table.add_row(
             str(item["round"]),
             item["from"],
-            "gap timed" if timed else "RAM compared",
+            "gap timed" if timed else "RAM compared" if item.get("moved", True) else "not moved",
             str(item.get("passes", "-")),
             f"{item.get('transferred_bytes', 0) / (1 << 20):.0f}",
             str(item.get("gap_ms", "-")) if timed else "-",

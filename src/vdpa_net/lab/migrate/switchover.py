@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from vdpa_net.errors import LabError, PeerGone, StateError, VdpaNetError
 from vdpa_net.lab.migrate.announce import announcement_line
 from vdpa_net.lab.migrate.arrival import COMPLETED, Arrival
-from vdpa_net.lab.migrate.cancel import cancel, traffic_afterwards, wants_pause
+from vdpa_net.lab.migrate.cancel import cancel, lose_destination, traffic_afterwards, wants_pause
 from vdpa_net.lab.migrate.disturb import disturb
 from vdpa_net.lab.migrate.evidence import (
     describe_pages,
@@ -24,12 +24,14 @@ from vdpa_net.lab.migrate.evidence import (
     started_ns,
 )
 from vdpa_net.lab.migrate.live import LiveFigures
+from vdpa_net.lab.migrate.log_watch import LogWatch
 from vdpa_net.lab.migrate.observe import Round
 from vdpa_net.lab.migrate.precopy import Load, Precopy, PrecopyOptions, is_final
 from vdpa_net.lab.migrate.queue_watch import QueueWatch
 from vdpa_net.lab.migrate.timeline import Timeline, host_clock_ns
 from vdpa_net.lab.migrate.topology import GUEST_MAC, FlatTopology, HostedGuest
 from vdpa_net.lab.progress import ProgressCallback
+from vdpa_net.lab.side import Side
 from vdpa_net.lab.traffic.endpoint import TrafficEndpoint
 from vdpa_net.lab.traffic.judge import Gap, lost_in_gap, lost_in_gap_ns, traffic_lines
 from vdpa_net.migration.checks import PAGE_BYTES, AuditFindings
@@ -40,13 +42,15 @@ SETTLING_NS = 500_000_000
 
 @dataclass(frozen=True)
 class RoundOptions:
-    """`cancel_at` and `disturbances` are what happens before the guest moves."""
+    """`cancel_at` and `disturbances` are what happens before the guest moves; `kill` names a part of the
+    destination that is killed in pre-copy, so that it does not move."""
 
     number: int
     compares_ram: bool
     precopy: PrecopyOptions
     cancel_at: str | None = None
     disturbances: tuple[str, ...] = ()
+    kill: str | None = None
 
 
 class RoundRunner:
@@ -73,10 +77,12 @@ class RoundRunner:
             options.compares_ram,
             source.side.name,
             watched=self._watched,
+            audited=options.precopy.device_logs,
         )
         self._queues = QueueWatch(source, self._pairs, self._pace)
         self._load = Load()
         self._violations_before: dict[str, int] = {}
+        self._log = LogWatch(source.side) if self._watched else None
         self._destination: HostedGuest | None = None
         self._timeline = Timeline()
 
@@ -92,6 +98,10 @@ class RoundRunner:
             self._start_traffic()
             self._cancel(self._options.cancel_at)
         self._start_destination()
+        if self._options.kill is not None:
+            self._start_traffic()
+            self._kill(self._options.kill)
+            return self._round
         self._migrate()
         self._observe_switchover()
         if self._is_there():
@@ -159,7 +169,24 @@ class RoundRunner:
         if wants_pause(phase) and stop_ns is None:
             stop_ns = self._timeline.begun_ns
         gap = None if stop_ns is None else self._gap(stop_ns)
-        self._round.more_lines += traffic_afterwards(self._endpoint, gap)
+        self._round.more_lines += traffic_afterwards("cancelled", self._endpoint, gap, self._pace)
+
+    def _kill(self, part: str) -> None:
+        precopy = self._begin()
+        precopy.wait_logging()
+        outcome = lose_destination(
+            precopy,
+            part,
+            lambda: self._topology.kill(part, self.arrived()),
+            self._endpoint,
+            self._pace,
+        )
+        self._round.moved = False
+        self._round.more_lines.append(outcome.line())
+        self._say("the source goes on")
+        self._round.more_lines += traffic_afterwards(f"{part} killed", self._endpoint, None, self._pace)
+        if self._watched:
+            self._observe_side(self._source.side)
 
     def _migrate(self) -> None:
         disturbed = bool(self._options.disturbances)
@@ -173,12 +200,17 @@ class RoundRunner:
             disturb(self._source, name, self._pairs)
         if disturbed:
             self._start_traffic()
-        if self._topology.options.iommu:
+        slow, several_passes = bool(self._pace.busy_window_s), self._topology.options.iommu
+        if several_passes and not slow:
             # Each packet waits for translations there: hundreds of milliseconds can pass without one.
             self._note_queues("the second pass")
         precopy.wait_for_load(self._load)
-        if not self._topology.options.iommu:
+        if slow:
+            self._note_while_busy()
+        elif not several_passes:
             self._note_queues("the release")
+        if self._log is not None:
+            self._log.note()
         self._timeline.released_ns = time.monotonic_ns()
         ended = precopy.release()
         self._timeline.ended_ns = ended.seen_ns
@@ -201,6 +233,12 @@ class RoundRunner:
     def _note_queues(self, moment: str) -> None:
         if self._watched:
             self._queues.note(moment, expects_packed=self._topology.options.packed)
+
+    def _note_while_busy(self) -> None:
+        if self._watched:
+            self._say("pre-copy, waiting for all queues to move")
+            packed = self._topology.options.packed
+            self._queues.note_while_busy(self._pace.busy_window_s, self._pace.load_s, expects_packed=packed)
 
     # --- observations -------------------------------------------------------------------------------
 
@@ -314,19 +352,25 @@ class RoundRunner:
 
     def _observe_sides(self) -> None:
         self._round.pages_after_first_pass = self._load.pages
-        self._observe_audit()
+        if self._options.precopy.device_logs:
+            self._observe_audit()
+        if self._log is not None:
+            self._round.figures["log"] = self._log.figures()
         for side in self._topology.sides:
-            snapshot = side.device("inspect")
-            new = snapshot["violation_count"] - self._violations_before[side.name]
-            recent = snapshot["violations"][-new:] if new else []
-            self._round.violations += [f"side {side.name}: {entry}" for entry in recent]
-            self._round.faults_fired |= snapshot["faults"]
-            self._round.figures[f"device_{side.name}"] = {
-                "log": snapshot["log"],
-                "queues": {str(queue["index"]): queue["counters"] for queue in snapshot["queues"]},
-            }
-            name = f"round-{self._options.number}-{side.name}.json"
-            keep_evidence(side, self._topology.options.directory / name)
+            self._observe_side(side)
+
+    def _observe_side(self, side: Side) -> None:
+        snapshot = side.device("inspect")
+        new = snapshot["violation_count"] - self._violations_before[side.name]
+        recent = snapshot["violations"][-new:] if new else []
+        self._round.violations += [f"side {side.name}: {entry}" for entry in recent]
+        self._round.faults_fired |= snapshot["faults"]
+        self._round.figures[f"device_{side.name}"] = {
+            "log": snapshot["log"],
+            "queues": {str(queue["index"]): queue["counters"] for queue in snapshot["queues"]},
+        }
+        name = f"round-{self._options.number}-{side.name}.json"
+        keep_evidence(side, self._topology.options.directory / name)
 
 
 def _switch(capability: str, state: bool) -> dict[str, object]:

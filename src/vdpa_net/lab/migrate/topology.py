@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from vdpa_net.errors import LabError
 from vdpa_net.lab.guest import Guest
 from vdpa_net.lab.machine import Machine, MachineOptions
 from vdpa_net.lab.migrate.announce import AnnouncementWatch
@@ -175,6 +176,10 @@ class FlatTopology:
     def expect_guest(self, side: Side) -> HostedGuest:
         """A QEMU that waits on a side for the guest to come in; it stands still until told to go on."""
         return self._host(side, incoming=True)
+
+    def kill(self, part: str, _destination: HostedGuest) -> None:
+        """Kill a part of the destination. Raises LabError for one that there is none of."""
+        raise LabError(f"this topology has no part {part!r} that could be killed")
 
     def remove(self, hosted: HostedGuest) -> None:
         """End a QEMU."""

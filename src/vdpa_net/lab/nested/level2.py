@@ -28,9 +28,9 @@ QEMU = Program(("/usr/bin/qemu-system-x86_64",))
 CPU = "qemu64"
 """What newer models have (rep movsb at speed, AVX, SMAP) is slow under TCG."""
 KERNEL_WORDS = ("mitigations=off", "nokaslr")
-ICOUNT = "shift=8"
-"""One instruction is 256 ns of the guest's time. A guest that is slower than its timers would serve nothing
-but them: so its time passes with what it executes, and with the host's while it waits."""
+ICOUNT = "shift=3"
+"""One instruction is 8 ns of the guest's time. A guest that is slower than its timers would serve nothing but
+them: so its time passes with what it executes, and with the host's while it waits."""
 
 
 def describe(

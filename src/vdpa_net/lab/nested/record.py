@@ -8,16 +8,23 @@ from typing import Any
 
 from vdpa_net.wire.lm import pack_ring_state
 
+MEDIATED_IOVA = 1 << 45
+"""Where DPDK's ifc driver maps used rings of its own while it logs in place of the device."""
+
 
 def device_records(events: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One record per queue (fields of `driver.vdpa_driver.QueueRecord`), of its last start and stop.
 
-    Ring states are the device's own; times are CLOCK_MONOTONIC of the device's machine.
+    Ring states are the device's own; times are CLOCK_MONOTONIC of the device's machine. A used ring that the
+    driver has put in the place of the guest's is told as the guest's, which it copies it to.
     """
     records: dict[int, dict[str, Any]] = {}
     for event in events:
         if event["event"] == "queue_started":
-            records[event["queue"]] = _started(event)
+            before = records.get(event["queue"])
+            record = records[event["queue"]] = _started(event)
+            if record["device"] >= MEDIATED_IOVA and before is not None:
+                record["device"] = before["device"]
         elif event["event"] == "queue_stopped" and event["queue"] in records:
             records[event["queue"]] |= {
                 "ring_state_after_stop": _state(event),

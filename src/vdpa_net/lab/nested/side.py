@@ -125,11 +125,16 @@ class NestedSide(Side):
         self._device = self._spawn("serve", ["--socket", str(path)], self._device_arguments())
 
     def start_driver(self) -> None:
-        """The driver in the level-1 guest, which has booted. Raises LabError with what it says."""
+        """Start the driver in the level-1 guest, which has booted; `wait_driver` waits for it."""
         near, far = socket.socketpair()
         name = f"{self.name}-driver"
         self._output = LineReader(near.detach(), self.options.directory / f"{name}.log", name)
         self._process = RemoteProcess(self.level1, name, self._kind.argv(), {"output": far})
+
+    def wait_driver(self) -> None:
+        """Return when its socket listens. Raises LabError with what it says."""
+        if self._output is None:
+            raise LabError(f"the driver of {self.name} has not been started")
         self._output.wait_for(self._kind.ready_pattern, START_SECONDS)
 
     def driver(self, method: str, **parameters: Any) -> Any:  # noqa: ARG002

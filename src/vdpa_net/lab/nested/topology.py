@@ -10,6 +10,8 @@ The level-2 guest lives in one of the level-1 guests and moves to the other over
 
 from __future__ import annotations
 
+import os
+import signal
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,10 @@ from vdpa_net.lab.progress import ProgressCallback
 from vdpa_net.lab.side import Side
 
 BRIDGE = "virbr0"
+KILLABLE = ("l1-dst", "l2-dst", "device-dst")
+"""Parts of the destination: its level-1 guest, the QEMU of the level-2 guest, the device's process."""
+
+KILL_SECONDS = 60
 MIGRATION_PORT = 4789
 NESTED = Pace(
     phase_s=300,
@@ -38,6 +44,9 @@ NESTED = Pace(
     traffic_s=300,
     load_s=180,
     sample_s=0.5,
+    busy_window_s=1,
+    window_datagrams=2,
+    afterwards_datagrams=30,
     warm_up_datagrams=10,
     end_of_first_pass_bytes_per_s=1 << 20,
     later_passes_bytes_per_s=48 << 10,
@@ -112,9 +121,10 @@ class NestedTopology(FlatTopology):
         for side in sides:
             say(f"booting level-1 guest {side.level1.name}", None)
             side.level1.wait_ready()
+            side.start_driver()
         for side in sides:
             say(f"starting the driver in {side.level1.name}", None)
-            side.start_driver()
+            side.wait_driver()
         self.network.add_neighbour(GUEST_ADDRESS, GUEST_MAC)
         self.announcements = self._stack.enter_context(AnnouncementWatch(side.options.tap for side in sides))
 
@@ -139,6 +149,19 @@ class NestedTopology(FlatTopology):
         )
         driver = DRIVERS[options.driver](options.software_live_migration)
         return NestedSide(flat, Level1(level1), driver)
+
+    def kill(self, part: str, destination: HostedGuest) -> None:
+        """Kill one of `KILLABLE`. Raises LabError."""
+        side = destination.side
+        assert isinstance(side, NestedSide)
+        if part == "l1-dst":
+            os.kill(side.level1.machine.pid, signal.SIGKILL)
+            side.level1.machine.wait_exit(KILL_SECONDS)
+        elif part == "l2-dst":
+            side.level1.call("signal", name=destination.machine.name, number=int(signal.SIGKILL))
+            destination.machine.wait_exit(KILL_SECONDS)
+        else:
+            side.kill_device()
 
     def migration_uri(self, target: Side) -> str:
         """The target's level-1 guest on the manager network."""

@@ -69,9 +69,10 @@ def _page(verdict: Mapping[str, Any], directory: Path) -> str:
         *(f"<pre>{escape(command)}</pre>" for command in context.get("commands", [])),
     ]
     body = "\n".join(parts)
+    title = f"vdpa-net {context.get('command', 'migrate')}: {verdict['verdict']}"
     return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>vdpa-net migrate: '
-        f"{escape(verdict['verdict'])}</title><style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"<style>{STYLE}</style></head>\n<body>\n{body}\n</body></html>\n"
     )
 
 
@@ -85,7 +86,7 @@ def _summary(context: Mapping[str, Any]) -> str:
     words = [
         qemu,
         f"{context.get('memory_mib', '?')} MiB guest",
-        f"driver {context.get('transport', '?')}",
+        f"driver {context.get('transport', context.get('driver', '?'))}",
         f"{context.get('rate_pps', '?')} packets/s each way",
         f"seed {context.get('seed', '?')}",
         f"{context.get('duration_s', '?')} s",
@@ -114,7 +115,7 @@ def _rounds(rounds: Sequence[Mapping[str, Any]]) -> str:
         (
             str(item["round"]),
             escape(str(item["from"])),
-            "RAM compared" if item["compares_ram"] else "gap timed",
+            kind_of(item),
             _number(item.get("passes")),
             f"{item.get('transferred_bytes', 0) / (1 << 20):.1f}",
             _number(item.get("gap_ms")),
@@ -125,6 +126,13 @@ def _rounds(rounds: Sequence[Mapping[str, Any]]) -> str:
         for item in rounds
     ]
     return _table((*headings, "late pages"), rows, numbers_from=3)
+
+
+def kind_of(item: Mapping[str, Any]) -> str:
+    """What a round of the verdict's context was for."""
+    if not item.get("moved", True):
+        return "not moved"
+    return "RAM compared" if item["compares_ram"] else "gap timed"
 
 
 def _number(value: object) -> str:

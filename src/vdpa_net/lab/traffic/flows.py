@@ -28,8 +28,7 @@ from vdpa_net.lab.traffic.sockets import drain, open_udp
 
 MAX_BURST = 64
 WINDOW = 1024
-"""Packets, all flows together, that may be on their way before the pace drops: a guest that is slower than
-what is sent (on a busy host, under emulation) would lose them in its own sockets."""
+"""As many are in a guest's sockets at most before it loses some."""
 
 TRICKLE = 20
 """Then one of so many is sent, so that a guest that comes back is noticed."""
@@ -38,13 +37,16 @@ TRICKLE = 20
 @dataclass(frozen=True)
 class TrafficOptions:
     """How much of what. `rate_pps` is that of each direction, all flows together; `lengths` is the range of
-    UDP payloads in bytes, both ways; `stream_bytes_per_s` is the TCP stream's pace each way, 0 for none."""
+    UDP payloads in bytes, both ways; `stream_bytes_per_s` is the TCP stream's pace each way, 0 for none.
+    `window` is how many packets, all flows together, may be on their way to the guest before the pace drops
+    to that of a guest which is slower (on a busy host, under emulation)."""
 
     rate_pps: int = 1000
     lengths: tuple[int, int] = (80, 1400)
     flows: int = 1
     stream_bytes_per_s: int = 128 << 10
     seed: int = 0
+    window: int = WINDOW
 
 
 class Flow:
@@ -185,7 +187,7 @@ class FlowEngine:
             # After a pause of this thread only the latest packets are made up for.
             due_ns = max(due_ns or now_ns, now_ns - MAX_BURST * interval_ns)
             while due_ns <= now_ns:
-                if self.flows[turn].may_send(WINDOW // len(self.flows)):
+                if self.flows[turn].may_send(self._options.window // len(self.flows)):
                     self._send(self.flows[turn])
                 turn = (turn + 1) % len(self.flows)
                 due_ns += interval_ns
