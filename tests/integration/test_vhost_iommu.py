@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from vdpa_net.device.packet_hooks import Packet
 from vdpa_net.errors import PeerError
 from vdpa_net.testing.dirty_log import DirtyLog
 from vdpa_net.testing.front_end import WANTED_PROTOCOL_FEATURES, Manners
@@ -106,6 +107,25 @@ def changed_pages(memory: GuestMemory, before: bytes) -> set[int]:
         if before[place * PAGE_BYTES : (place + 1) * PAGE_BYTES]
         != now[place * PAGE_BYTES : (place + 1) * PAGE_BYTES]
     } - written
+
+
+def test_packets_that_a_hook_sees_wait_for_their_translations_as_well(
+    guest: IommuGuest, side: VhostSide
+) -> None:
+    seen = {False: 0, True: 0}
+
+    def hook(packet: Packet) -> None:
+        seen[packet.to_guest] += 1
+
+    remove = side.device.on_packet(hook)
+    guest.front_end.connect()
+    guest.run(200)
+    remove()
+    assert guest.front_end.misses
+    assert all(count >= 200 for count in seen.values())
+    assert guest.cpu.ledger.corrupted == []
+    assert guest.front_end.stop() == [ring.used_idx for ring in guest.rings]
+    assert side.violations() == []
 
 
 def test_traffic_runs_on_translations_that_the_device_asked_for(guest: IommuGuest, side: VhostSide) -> None:

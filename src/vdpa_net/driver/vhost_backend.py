@@ -306,11 +306,7 @@ class VhostBackend:
 
     def _device_features(self) -> int:
         # Addresses are IOVAs either way, and a device that asks for it may have a vIOMMU in front.
-        wanted = self._features & ~_OWN_FEATURES
-        if wanted >> virtio_net.F_MQ & 1:
-            # The front end serves the control queue itself; MQ wants one to exist (virtio 1.3, 5.1.3.1).
-            wanted |= 1 << virtio_net.F_CTRL_VQ
-        return wanted | self._driver.device_features & _ACCESS_PLATFORM
+        return self._features & ~_OWN_FEATURES | self._driver.device_features & _ACCESS_PLATFORM
 
     def _on_start(self) -> None:
         """The device is about to start: its configuration interrupt is ours to take."""

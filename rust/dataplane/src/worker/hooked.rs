@@ -58,6 +58,14 @@ enum Taken {
     Packet(u64, Vec<u8>),
 }
 
+enum Finished {
+    Done {
+        interrupt: bool,
+    },
+    /// The back end is full.
+    Blocked,
+}
+
 impl Pair {
     /// On return an earlier hook is not being called any more, unless it is the caller.
     pub(crate) fn set_packet_hook(&self, hook: Option<Arc<dyn PacketHook>>) {
@@ -86,10 +94,10 @@ impl Pair {
     }
 
     fn has_chain(&self, state: &mut State) -> bool {
-        match state.tx.slot.ring.as_deref_mut() {
-            Some(ring) => ring.has_available(&self.space.lock()) == Ok(true),
-            None => false,
-        }
+        self.look(&mut state.tx, &self.tx, |ring, memory| {
+            ring.has_available(memory)
+        })
+        .unwrap_or(false)
     }
 
     /// A packet in each direction; whether there was anything to do.
@@ -115,19 +123,14 @@ impl Pair {
         self.finish_chain(&mut state)
     }
 
-    /// Copy the packet of the next chain, and leave that in the ring.
+    /// Copy the packet of the next chain, and leave that in the ring. One that is not mapped yet is asked for.
     fn take_packet(&self, state: &mut State) -> Taken {
         let State { tx, hooked, .. } = state;
         let generation = tx.slot.generation;
-        let Some(ring) = tx.slot.ring.as_deref_mut() else {
-            return Taken::Nothing;
-        };
-        let memory = self.space.lock();
         let mut packet = std::mem::take(&mut hooked.buffer);
         packet.clear();
-        let chain = &mut tx.chain;
-        let result = ring.pop(&memory, chain).and_then(|popped| {
-            if !popped {
+        let taken = self.attempt(tx, &self.tx, |ring, chain, memory| {
+            if !ring.pop(memory, chain)? {
                 return Ok(Taken::Nothing);
             }
             ring.unpop(chain.taken);
@@ -139,22 +142,14 @@ impl Pair {
                 Err(_) => Taken::Refused,
             })
         });
-        drop(memory);
-        match result {
+        if matches!(taken, Some(Taken::Refused)) {
             // The usual way counts what is wrong with it.
-            Ok(Taken::Refused) => {
-                self.transmit(&mut state.tx, 1);
-                Taken::Refused
-            }
-            Ok(taken) => taken,
-            Err(fault) => {
-                tx.slot.break_down(&self.tx, &self.space, fault);
-                Taken::Nothing
-            }
+            self.transmit(&mut state.tx, 1);
         }
+        taken.unwrap_or(Taken::Nothing)
     }
 
-    /// Send what the hook has left of the packet, and use the chain that it came from.
+    /// Send what the hook has left of the packet, and use the chain that it came from. False: not yet.
     fn finish_chain(&self, state: &mut State) -> bool {
         let State { tx, hooked, .. } = state;
         let Some((generation, verdict)) = hooked.ready.take() else {
@@ -163,38 +158,30 @@ impl Pair {
         if generation != tx.slot.generation {
             return true;
         }
-        let Some(ring) = tx.slot.ring.as_deref_mut() else {
-            return true;
-        };
-        let memory = self.space.lock();
-        let mut is_blocked = false;
-        let result = ring.pop(&memory, &mut tx.chain).and_then(|popped| {
-            if !popped {
-                return Ok(false);
+        let finished = self.attempt(tx, &self.tx, |ring, chain, memory| {
+            if !ring.pop(memory, chain)? {
+                return Ok(Finished::Done { interrupt: false });
             }
             if !self.send_hooked(verdict.as_deref()) {
-                ring.unpop(tx.chain.taken);
-                is_blocked = true;
-                return Ok(false);
+                ring.unpop(chain.taken);
+                return Ok(Finished::Blocked);
             }
-            ring.push_used(&memory, tx.chain.taken, 0)?;
+            ring.push_used(memory, chain.taken, 0)?;
             self.tx.counters.chain();
-            ring.publish(&memory)
+            let interrupt = ring.publish(memory)?;
+            Ok(Finished::Done { interrupt })
         });
-        self.tx.counters.dirtied(&memory);
-        drop(memory);
-        match result {
-            Ok(true) => self.tx.interrupt(),
-            Ok(false) => {}
-            Err(fault) => tx.slot.break_down(&self.tx, &self.space, fault),
+        if let Some(Finished::Done { interrupt }) = finished {
+            if interrupt {
+                self.tx.interrupt();
+            }
+            state.hooked.buffer = verdict.unwrap_or_default();
+            return true;
         }
-        if is_blocked {
-            state.hooked.ready = Some((generation, verdict));
-            state.tx_is_blocked = true;
-        } else if let Some(packet) = verdict {
-            state.hooked.buffer = packet;
-        }
-        !is_blocked
+        // Blocked, or waiting for a map. If the ring broke, its generation is another one now.
+        state.tx_is_blocked = finished.is_some();
+        state.hooked.ready = Some((generation, verdict));
+        false
     }
 
     /// False: the back end is full.

@@ -175,25 +175,21 @@ impl Pair {
 }
 
 impl Pair {
-    /// Read a packet ahead, for a hook. None: the queue is not running (any more).
+    /// Read a packet ahead, for a hook. None: the queue is not running (any more), or waits for a map.
     pub(super) fn fetch(&self, state: &mut State) -> Option<Fetched> {
         let State { rx, inbox, .. } = state;
-        let ring = rx.slot.ring.as_deref_mut()?;
-        let memory = self.space.lock();
-        let mut batch = Batch {
-            pair: self,
-            memory: &memory,
-            ring,
-            chain: &mut rx.chain,
-            inbox,
-            is_mergeable: false,
-            counters: BatchCounters::default(),
-        };
-        let result = batch.fetch();
-        drop(memory);
-        result
-            .map_err(|fault| rx.slot.break_down(&self.rx, &self.space, fault))
-            .ok()
+        self.attempt(rx, &self.rx, |ring, chain, memory| {
+            let mut batch = Batch {
+                pair: self,
+                memory,
+                ring,
+                chain,
+                inbox,
+                is_mergeable: false,
+                counters: BatchCounters::default(),
+            };
+            batch.fetch()
+        })
     }
 }
 

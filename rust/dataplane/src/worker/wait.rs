@@ -4,7 +4,7 @@
 use super::pair::{Pair, Side};
 use super::queue::Queue;
 use crate::memory::Memory;
-use crate::ring::{Ring, RingResult};
+use crate::ring::{Chain, Ring, RingResult};
 
 impl Pair {
     /// The ring waits for a map: ask for those of the next chains, too, so that the answers come in one go. What is
@@ -38,6 +38,17 @@ impl Pair {
         queue: &Queue,
         look: impl FnOnce(&mut dyn Ring, &Memory<'_>) -> RingResult<T>,
     ) -> Option<T> {
+        self.attempt(side, queue, |ring, _chain, memory| look(ring, memory))
+    }
+
+    /// Do something with a ring that may miss a map and is tried again then. None: it does not run, waits for a map, or
+    /// has just broken. The areas of the ring itself are mapped.
+    pub(super) fn attempt<T>(
+        &self,
+        side: &mut Side,
+        queue: &Queue,
+        attempt: impl FnOnce(&mut dyn Ring, &mut Chain, &Memory<'_>) -> RingResult<T>,
+    ) -> Option<T> {
         if side.slot.waits(&self.space) {
             return None;
         }
@@ -45,7 +56,8 @@ impl Pair {
         let memory = self.space.lock();
         let checked = side.slot.check_areas(&self.space, &memory);
         let ring = side.slot.ring.as_deref_mut()?;
-        let result = checked.and_then(|()| look(ring, &memory));
+        let chain = &mut side.chain;
+        let result = checked.and_then(|()| attempt(ring, chain, &memory));
         match result {
             Ok(seen) => {
                 queue.counters.dirtied(&memory);
