@@ -302,6 +302,32 @@ class DataPlane:
     def close(self) -> None:
         """Stop every queue and thread."""
 
+class DoorbellSocket:
+    """Rings and answers doorbells that arrive as messages on a connected socket, and leaves the rest to the
+    caller. The socket (duplicated) stays the caller's to read, too: by one thread at a time.
+
+    A doorbell is a vfio-user message of `command`; its reply repeats `repeated_bytes` of the payload."""
+
+    def __init__(self, fd: int, command: int, repeated_bytes: int) -> None: ...
+    def add(self, payloads: list[bytes], fd: int) -> None:
+        """A message with exactly one of these payloads signals this eventfd (duplicated).
+
+        Raises StateError."""
+
+    def set_watched(self, watched: bool) -> None:
+        """While it is watched, every message is the caller's. From any thread."""
+
+    def receive(self, fds: list[int]) -> bytes:
+        """Serve doorbells until another message begins; waits for it, without the GIL.
+
+        Returns its header, or header and payload, and appends the descriptors that came along to `fds`: the
+        caller owns them, also after an error. Fewer bytes than a header: the stream has ended, or reading
+        failed, as the caller's next read will. Raises PeerGone if a reply can't be sent, ProtocolError when
+        this process is out of descriptors, StateError after `close`."""
+
+    def close(self) -> None:
+        """Give the duplicates back. Idempotent."""
+
 class KickRelay:
     """Forwards eventfd signals: whatever arrives at a source reaches its target, or rings its doorbell.
 

@@ -7,7 +7,7 @@ import contextlib
 import errno
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +40,7 @@ class FakeFunction:
 
     num_vectors: int = 40
     doorbell_count: int = 0
+    watched: bool = True
     calls: list[tuple[object, ...]] = field(default_factory=list)
     maps: dict[int, tuple[int, int | None, int]] = field(default_factory=dict)
     vectors: dict[int, int] = field(default_factory=dict)
@@ -141,6 +142,11 @@ class FakeFunction:
 
     def doorbells(self) -> list[FakeDoorbell]:
         return self.bells
+
+    def on_watched(self, tell: Callable[[bool], None]) -> Callable[[], None]:
+        tell(self.watched)
+        self.tell_watched = tell
+        return lambda: None
 
     def reset(self) -> None:
         self.record(("reset",))

@@ -7,12 +7,14 @@
 //! front-end  --socket PATH --direction tx|rx|both --bytes N --seconds S [--ring split|packed]
 //!            [--pairs N] [--size N] [--log] [--gso] [--hugepages] [--gentle] [--burst INTERFACE]
 //! flood      --interface NAME --bytes N --seconds S
+//! doorbell   --count N [--socket PATH --region N --offset N]
 //! ```
 
 mod affinity;
 mod arguments;
 mod burst;
 mod clock;
+mod doorbell;
 mod driver;
 mod error;
 mod flood;
@@ -51,8 +53,9 @@ fn run() -> Result<serde_json::Value> {
         "tap-read" => tap_read::run(&mut arguments),
         "front-end" => front_end::run(&mut arguments),
         "flood" => flood::run(&mut arguments),
+        "doorbell" => doorbell::run(&mut arguments),
         other => Err(error::Error::Usage(format!(
-            "unknown command {other:?}: expected tap-write, tap-read, front-end or flood"
+            "unknown command {other:?}: expected tap-write, tap-read, front-end, flood or doorbell"
         ))),
     }
 }

@@ -5,6 +5,7 @@
 
 pub mod backend;
 pub mod counters;
+pub mod doorbell;
 pub mod error;
 pub mod filter;
 pub mod memory;

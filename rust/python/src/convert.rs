@@ -95,6 +95,20 @@ fn exception(py: Python<'_>, class: &str, message: &str, errno: i32) -> PyResult
     Ok(PyErr::from_value(class.call((message,), Some(&options))?))
 }
 
+/// `PeerGone` of a reply that could not be sent.
+pub fn peer_gone(py: Python<'_>, error: &std::io::Error) -> PyErr {
+    let errno = error.raw_os_error().unwrap_or(libc::ECONNRESET);
+    let made = exception(py, "PeerGone", &format!("sending failed: {error}"), errno);
+    made.unwrap_or_else(|failed| failed)
+}
+
+/// `ProtocolError` of a message that came with more descriptors than this process may open.
+pub fn lacks_fds(py: Python<'_>, received: usize) -> PyErr {
+    let message = format!("only {received} descriptors of a message could be received");
+    let made = exception(py, "ProtocolError", &message, libc::EMFILE);
+    made.unwrap_or_else(|failed| failed)
+}
+
 /// A duplicate of a caller's fd. `class`: the exception of `vdpa_net.errors` where there is no such fd.
 pub fn duplicate(py: Python<'_>, fd: i32, class: &str) -> PyResult<OwnedFd> {
     // SAFETY: F_DUPFD_CLOEXEC takes no pointer, and any number for an fd.

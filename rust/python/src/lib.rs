@@ -5,6 +5,7 @@
 
 mod backend;
 mod convert;
+mod doorbell;
 mod filter;
 mod hook;
 mod plane;
@@ -24,6 +25,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<backend::Null>()?;
     module.add_class::<backend::Recorder>()?;
     module.add_class::<backend::Tap>()?;
+    module.add_class::<doorbell::DoorbellSocket>()?;
     module.add_class::<filter::ReceiveFilter>()?;
     module.add_class::<plane::DataPlane>()?;
     module.add_class::<relay::KickRelay>()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import mmap
 import os
 import re
@@ -16,12 +17,16 @@ from functools import partial
 from pathlib import Path
 
 from vdpa_net.bench.case import SUBJECT, Bound, Case
-from vdpa_net.driver.pci_scan import scan
+from vdpa_net.bench.native import Peers
+from vdpa_net.driver.pci_scan import Window, scan
 from vdpa_net.driver.vfio_user import VfioUserHandle
 from vdpa_net.errors import LabError
 from vdpa_net.lab.side import SideProcess
 
 ACCESSES = 2000
+DOORBELLS = 20_000
+CROWD = 64
+CROWD_SECONDS = 120
 MAP_BATCH = 20_000
 MILLION = 1_000_000
 PAGE_BYTES = mmap.PAGESIZE
@@ -34,26 +39,43 @@ DEVICE = "virtio-net-pci,netdev=n,vdpa=on"
 @contextmanager
 def control_cases(directory: Path, *, quick: bool) -> Iterator[list[Case]]:
     """Cases of the control path; the limits are those that the project sets itself."""
-    socket = directory / "control.sock"
     with ExitStack() as stack:
-        process = SideProcess(
-            "served", ["serve", "--socket", str(socket), "--netdev", NETDEV, "--device", DEVICE], directory
-        )
-        stack.callback(process.stop)
-        process.wait_ready()
+        process, socket = _serve(stack, directory, "served")
+        # A device has one client: the native one that rings doorbells has a device of its own.
+        _, bell_socket = _serve(stack, directory, "rung")
         handle = stack.enter_context(VfioUserHandle(socket))
+        peers = Peers(0.0)
         maps = MAP_BATCH if quick else MILLION
         yield [
             _case("read", "register read over vfio-user", "us", partial(_reads, handle)),
-            _case("doorbell", "doorbell over vfio-user", "us", partial(_doorbells, handle), 15.0),
+            Case(
+                "control-doorbell",
+                "doorbell over vfio-user",
+                "us",
+                {
+                    SUBJECT: partial(_doorbells, peers, scan(handle).notify, bell_socket),
+                    "echo": partial(_doorbells, peers),
+                },
+                bound=Bound(15.0),
+            ),
             # The bound is what is left of 30 s for a million maps and as many unmaps.
             _case("maps", f"{maps} maps and unmaps of 4 KiB", "us each", partial(_maps, handle, maps), 30.0),
             _case("start", "start to listening", "ms", partial(_start, directory), 300.0),
             _case("rss", "resident memory of a device", "MiB", partial(_rss, process.pid), 60.0),
+            *_crowd_cases(directory),
             _case(
                 "idle", "processor time of an idle, attached device", "ms/s", partial(_idle, process.pid), 0.0
             ),
         ]
+
+
+def _serve(stack: ExitStack, directory: Path, name: str) -> tuple[SideProcess, Path]:
+    socket = directory / f"{name}.sock"
+    words = ["serve", "--socket", str(socket), "--netdev", NETDEV, "--device", DEVICE]
+    process = SideProcess(name, words, directory)
+    stack.callback(process.stop)
+    process.wait_ready()
+    return process, socket
 
 
 def _case(key: str, title: str, unit: str, take: Callable[[], float], at_most: float | None = None) -> Case:
@@ -76,10 +98,32 @@ def _reads(handle: VfioUserHandle) -> float:
     return _timed(lambda: handle.read(function.common.region, function.common.offset, 4))
 
 
-def _doorbells(handle: VfioUserHandle) -> float:
-    function = scan(handle)
-    where = function.notify
-    return _timed(lambda: handle.write(where.region, where.offset, bytes(2)))
+def _doorbells(peers: Peers, where: Window | None = None, socket: Path | None = None) -> float:
+    """Rung as a VMM in C does it; without a device, what the same messages take between two idle threads."""
+    place = {} if where is None else {"region": where.region, "offset": where.offset}
+    return float(peers.sample("doorbell", count=DOORBELLS, socket=socket, **place)["median_us"])
+
+
+def _crowd_cases(directory: Path) -> list[Case]:
+    """What one of many devices in one process costs."""
+    units = {"start_ms": "ms", "rss_mib": "MiB", "threads": "threads"}
+    return [
+        _case(f"crowd-{key}", f"one of {CROWD} devices in a process", unit, partial(_crowd, directory, key))
+        for key, unit in units.items()
+    ]
+
+
+def _crowd(directory: Path, key: str) -> float:
+    done = subprocess.run(
+        [sys.executable, "-m", "vdpa_net.bench.crowd", str(CROWD), str(directory)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=CROWD_SECONDS,
+    )
+    if done.returncode != 0:
+        raise LabError(f"{CROWD} devices in a process: {done.stderr.strip()}")
+    return float(json.loads(done.stdout)[key])
 
 
 def _maps(handle: VfioUserHandle, count: int) -> float:

@@ -102,10 +102,17 @@ class AccessHooks:
     def __init__(self, locate: Locate) -> None:
         self._locate = locate
         self._hooks: tuple[AccessHook, ...] = ()
+        self._told: tuple[Callable[[bool], None], ...] = ()
+
+    def on_change(self, tell: Callable[[bool], None]) -> Callable[[], None]:
+        """Tell now, and from now on, whether there are hooks; the returned function ends it."""
+        self._told = (*self._told, tell)
+        tell(bool(self))
+        return lambda: self._forget(tell)
 
     def add(self, hook: AccessHook) -> Callable[[], None]:
         """Add a hook; the returned function takes it away again."""
-        self._hooks = (*self._hooks, hook)
+        self._change((*self._hooks, hook))
         return lambda: self._remove(hook)
 
     def __bool__(self) -> bool:
@@ -125,7 +132,15 @@ class AccessHooks:
         return data
 
     def _remove(self, hook: AccessHook) -> None:
-        self._hooks = tuple(other for other in self._hooks if other is not hook)
+        self._change(tuple(other for other in self._hooks if other is not hook))
+
+    def _change(self, hooks: tuple[AccessHook, ...]) -> None:
+        self._hooks = hooks
+        for tell in self._told:
+            tell(bool(hooks))
+
+    def _forget(self, tell: Callable[[bool], None]) -> None:
+        self._told = tuple(other for other in self._told if other is not tell)
 
 
 def _replaced(data: bytes, answer: Answer) -> bytes:

@@ -302,6 +302,15 @@ class NetDevice(Closing):
         with self._lock:
             return self._hooks.add(hook)
 
+    def on_watched(self, tell: Callable[[bool], None]) -> Callable[[], None]:
+        """Call `tell(watched)` now and whenever the first access hook comes or the last one goes.
+
+        While there is none, signalling a doorbell's eventfd is as good as writing to it. Returns a function
+        that ends it.
+        """
+        with self._lock:
+            return self._hooks.on_change(tell)
+
     def on_packet(self, hook: PacketHook) -> Callable[[], None]:
         """Let `hook(packet)` see each packet, and change or drop it (see `device.packet_hooks`).
 

@@ -8,6 +8,7 @@ package supports this is also the host order that vfio-user and vhost-user use).
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator, Mapping
 from enum import Enum
 from itertools import pairwise
@@ -44,6 +45,7 @@ class Layout:
             self._offsets[item.name] = offset
             offset += item.width
         self.size = offset
+        self._struct = _struct_of(fields)
 
     def offset(self, name: str) -> int:
         """Offset of a field in bytes."""
@@ -71,18 +73,24 @@ class Layout:
         """Integer fields by name. Raises ValueError if there are fewer than `size` bytes at `offset`."""
         if len(data) - offset < self.size:
             raise ValueError(f"{self.name} takes {self.size} bytes, got {max(0, len(data) - offset)}")
-        out: dict[str, int] = {}
-        for item in self.fields:
-            if not item.blob:
-                start = offset + self._offsets[item.name]
-                out[item.name] = int.from_bytes(data[start : start + item.width], "little")
-        return out
+        values = self._struct.unpack_from(data, offset)
+        return {
+            item.name: value if type(value) is int else int.from_bytes(value, "little")
+            for item, value in zip(self.fields, values, strict=True)
+            if not item.blob
+        }
 
     def blob(self, data: bytes, name: str, offset: int = 0) -> bytes:
         """The bytes of one field."""
         width = next(item.width for item in self.fields if item.name == name)
         start = offset + self._offsets[name]
         return bytes(data[start : start + width])
+
+
+def _struct_of(fields: tuple[Field, ...]) -> struct.Struct:
+    codes = {1: "B", 2: "H", 4: "I", 8: "Q"}
+    # What is not as wide as a number of C is bytes.
+    return struct.Struct("<" + "".join(codes.get(item.width, f"{item.width}s") for item in fields))
 
 
 class Access(Enum):

@@ -20,7 +20,8 @@ _HEADER = wire.compiled(wire.HEADER)
 _ACCESS = wire.compiled(wire.REGION_ACCESS)
 _ADDRESS_SPACE_BYTES = 1 << 64
 # Plain numbers: the complement of an IntFlag has no unknown bits.
-_DMA_MAP_FLAGS = int(wire.DmaMapFlag.READ | wire.DmaMapFlag.WRITE)
+_DMA_READ, _DMA_WRITE = int(wire.DmaMapFlag.READ), int(wire.DmaMapFlag.WRITE)
+_DMA_MAP_FLAGS = _DMA_READ | _DMA_WRITE
 _DMA_UNMAP_FLAGS = int(wire.DmaUnmapFlag.ALL)
 _IRQ_SET_FLAGS = int(wire.IRQ_DATA_MASK | wire.IRQ_ACTION_MASK)
 
@@ -45,22 +46,22 @@ def decode_header(data: bytes) -> rq.Header:
 def check_shape(header: rq.Header, payload: bytes, fds: Sequence[int]) -> wire.CommandSpec:
     """Check size and descriptors of a command against the message table. Raises ProtocolError."""
     spec = wire.COMMANDS.get(header.command)
-    name = wire.command_name(header.command)
     if spec is None:
+        name = wire.command_name(header.command)
         reason = wire.REFUSED.get(header.command, "no such command")
         raise ProtocolError(f'{name} is refused: {reason} (vfio-user, "Commands")', errno=errno.ENOTSUP)
     if not spec.min_payload_bytes <= len(payload) <= spec.max_payload_bytes:
         raise ProtocolError(
-            f"{name} with a payload of {len(payload)} bytes: expected"
+            f"{spec.name} with a payload of {len(payload)} bytes: expected"
             f" {spec.min_payload_bytes} to {spec.max_payload_bytes}"
         )
     if len(fds) > spec.max_fds:
-        raise ProtocolError(f"{name} with {len(fds)} file descriptors: expected at most {spec.max_fds}")
+        raise ProtocolError(f"{spec.name} with {len(fds)} file descriptors: expected at most {spec.max_fds}")
     if spec.argsz_min_bytes:
         argsz = int.from_bytes(payload[:4], "little")
         if argsz < spec.argsz_min_bytes:
             raise ProtocolError(
-                f"{name} with argsz {argsz}: expected at least {spec.argsz_min_bytes}"
+                f"{spec.name} with argsz {argsz}: expected at least {spec.argsz_min_bytes}"
                 ' (vfio-user, "Message sizes")'
             )
     return spec
@@ -106,8 +107,8 @@ def _dma_map(payload: bytes, fds: Sequence[int]) -> rq.Body:
         address=fields["address"],
         size=fields["size"],
         offset=fields["offset"],
-        readable=bool(flags & wire.DmaMapFlag.READ),
-        writable=bool(flags & wire.DmaMapFlag.WRITE),
+        readable=bool(flags & _DMA_READ),
+        writable=bool(flags & _DMA_WRITE),
         fd=fds[0] if fds else None,
     )
 

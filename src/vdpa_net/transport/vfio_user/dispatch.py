@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 from vdpa_net.errors import AccessError, ProtocolError
-from vdpa_net.record import Record
 from vdpa_net.transport.vfio_user import requests as rq
 from vdpa_net.transport.vfio_user.session import ServerSession
 from vdpa_net.wire import vfio_user as wire
@@ -98,6 +97,10 @@ class PciFunction(Protocol):
     def doorbells(self) -> Sequence[Doorbell]:
         """The doorbells that may be signalled instead of written."""
 
+    def on_watched(self, tell: Callable[[bool], None]) -> Callable[[], None]:
+        """Tell now, and whenever it changes, whether each register access has to be seen: then doorbells must
+        be written. `tell` must be quick, and may come from any thread. Returns a function that ends it."""
+
     def reset(self) -> None:
         """Reset the device."""
 
@@ -105,7 +108,7 @@ class PciFunction(Protocol):
         """The client is gone: release all that was its."""
 
 
-class Answer(Record):
+class Answer(NamedTuple):
     """Payload of a reply and the descriptors that go with it."""
 
     payload: bytes = b""

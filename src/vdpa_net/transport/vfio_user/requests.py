@@ -34,7 +34,7 @@ class Header(NamedTuple):
         return not self.flags & wire.FLAG_NO_REPLY
 
 
-class Version(Record):
+class Version(NamedTuple):
     """VERSION: what the client proposes; `capabilities` as in its JSON."""
 
     major: int
@@ -42,7 +42,7 @@ class Version(Record):
     capabilities: Mapping[str, object]
 
 
-class DmaMap(Record):
+class DmaMap(NamedTuple):
     """DMA_MAP; `fd` is None for memory that can't be mapped."""
 
     address: int
@@ -53,7 +53,7 @@ class DmaMap(Record):
     fd: int | None
 
 
-class DmaUnmap(Record):
+class DmaUnmap(NamedTuple):
     """DMA_UNMAP; `payload` is echoed in the reply. `everything`: VFIO_DMA_UNMAP_FLAG_ALL."""
 
     address: int
@@ -62,7 +62,7 @@ class DmaUnmap(Record):
     payload: bytes
 
 
-class GetInfo(Record):
+class GetInfo(NamedTuple):
     """DEVICE_GET_INFO."""
 
 
@@ -143,7 +143,7 @@ class RegionRead(Record):
     count: int
 
 
-class RegionWrite(Record):
+class RegionWrite(NamedTuple):
     """REGION_WRITE, or one write of a REGION_WRITE_MULTI."""
 
     region: int
@@ -151,13 +151,13 @@ class RegionWrite(Record):
     data: bytes
 
 
-class RegionWriteMulti(Record):
+class RegionWriteMulti(NamedTuple):
     """REGION_WRITE_MULTI."""
 
     writes: tuple[RegionWrite, ...]
 
 
-class Reset(Record):
+class Reset(NamedTuple):
     """DEVICE_RESET."""
 
 
@@ -177,7 +177,7 @@ Body = (
 )
 
 
-class Request(Record):
+class Request(NamedTuple):
     """One message of a client."""
 
     header: Header

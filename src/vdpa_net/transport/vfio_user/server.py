@@ -8,11 +8,13 @@ import contextlib
 import os
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Self
 
 from vdpa_net.errors import PeerGone
 from vdpa_net.transport.fdsocket import FdSocket, Listener, close_fds
+from vdpa_net.transport.vfio_user.bells import Bells
 from vdpa_net.transport.vfio_user.dispatch import PciFunction
 from vdpa_net.transport.vfio_user.responder import Responder
 from vdpa_net.transport.vfio_user.session import ServerSession
@@ -107,8 +109,11 @@ class VfioUserServer:
         responder = Responder(session, self._function, on_error=self._record, trace=self._trace_line)
         self._trace("client connected")
         try:
-            while not session.refused:
-                _serve_message(sock, responder)
+            with ExitStack() as stack:
+                # In a trace of messages doorbells are messages like others.
+                bells = stack.enter_context(Bells(sock, self._function)) if self.trace is None else None
+                while not session.refused:
+                    _serve_message(sock, responder, bells if session.negotiated else None)
         except PeerGone as gone:
             self._trace(str(gone))
         except Exception as error:
@@ -132,12 +137,16 @@ class VfioUserServer:
                 self.trace(line)
 
 
-def _serve_message(sock: FdSocket, responder: Responder) -> None:
+def _serve_message(sock: FdSocket, responder: Responder, bells: Bells | None) -> None:
     fds: list[int] = []
     try:
-        header = sock.recv_exact(wire.HEADER.size, fds)
-        size = responder.payload_size(header)
-        payload = sock.recv_exact(size, fds) if size else b""
+        begun = bells.receive(fds) if bells is not None else b""
+        if len(begun) < wire.HEADER.size:
+            begun += sock.recv_exact(wire.HEADER.size - len(begun), fds)
+        header, payload = begun[: wire.HEADER.size], begun[wire.HEADER.size :]
+        missing = responder.payload_size(header) - len(payload)
+        if missing:
+            payload += sock.recv_exact(missing, fds)
         outgoing = responder.answer(header, payload, fds)
     finally:
         # Whoever keeps a descriptor has duplicated it.

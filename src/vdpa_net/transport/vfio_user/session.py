@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from vdpa_net.errors import FramingError, ProtocolError
-from vdpa_net.record import Record
 from vdpa_net.transport.vfio_user import requests as rq
 from vdpa_net.transport.vfio_user.decode import decode, decode_header
 from vdpa_net.wire import vfio_user as wire
@@ -33,7 +33,7 @@ CAPABILITIES: Mapping[str, object] = {
 """What we answer a client that proposes all of it."""
 
 
-class Outgoing(Record):
+class Outgoing(NamedTuple):
     """One message to send: its bytes, and descriptors (borrowed) that go with the first of them."""
 
     data: bytes
