@@ -47,6 +47,13 @@ def running() -> Iterator[Rig]:
 
 
 @pytest.fixture
+def long_frames() -> Iterator[Rig]:
+    with rig(mtu=9000) as made:
+        made.driver.start()
+        yield made
+
+
+@pytest.fixture
 def other_log() -> Iterator[DirtyLog]:
     log = DirtyLog.for_memory_end(MEMORY_BYTES)
     yield log
@@ -203,6 +210,31 @@ def test_every_page_that_the_device_wrote_is_marked(running: Rig) -> None:
     for ring in running.driver.rings:
         assert set(ring.device_pages()) & marked, "used elements, used index, avail_event"
     assert running.kinds() == []
+
+
+def test_receive_buffers_that_were_written_and_then_given_up_are_marked(long_frames: Rig) -> None:
+    """Marked is each page of packet buffers, also of receive buffers written and then given up."""
+    running = long_frames
+    running.exchange(count=1, size=6000)
+    assert running.driver.control(virtio_net.CTRL_RX, virtio_net.CTRL_RX_PROMISC, b"\0") == 0
+    running.driver.queues.post_receive()
+    assert running.start_log(LOG_IOVA, running.map_log()) == 1
+    before = running.memory.snapshot()
+    running.memory.track_cpu_writes()
+    unwanted, wanted = b"\x02" * 12 + b"\xa7" * 6000, b"\xff" * 60
+    assert running.driver.send([unwanted, wanted]) == 2
+    assert running.driver.receive(1) == [wanted]
+    for queue in (RX, TX):
+        running.stop(queue)
+    by_cpu, after = running.memory.take_cpu_writes()
+    changed = {
+        page
+        for page in range(MEMORY_BYTES // PAGE)
+        if before[page * PAGE : (page + 1) * PAGE] != after[page * PAGE : (page + 1) * PAGE]
+    }
+    given_up = {page for page in changed - by_cpu if b"\xa7" * 200 in after[page * PAGE : (page + 1) * PAGE]}
+    assert given_up, "the frame was written before it was found to be unwanted"
+    assert changed - by_cpu <= running.log.harvest()
 
 
 def test_ack_of_the_control_queue_is_marked(running: Rig) -> None:

@@ -56,11 +56,25 @@ impl Default for ReceiveFilter {
     }
 }
 
+/// Bytes of a packet that the verdict depends on, besides its length.
+pub const FILTERED_BYTES: usize = HEADER_BYTES + ETHERNET_BYTES + 2 * TAG_BYTES;
+
 impl ReceiveFilter {
+    /// Whether nothing is refused, whatever comes.
+    pub fn passes_all(&self) -> bool {
+        self.promisc && self.mtu.is_none()
+    }
+
     /// Whether a packet, its virtio-net header included, may go to the driver; the reason if not.
     pub fn check(&self, packet: &[u8]) -> Result<(), Drop> {
+        self.check_head(packet, packet.len())
+    }
+
+    /// The same for a packet of `packet_bytes`, the first [`FILTERED_BYTES`] of which are at hand.
+    pub fn check_head(&self, packet: &[u8], packet_bytes: usize) -> Result<(), Drop> {
         let frame = packet.get(HEADER_BYTES..).unwrap_or(&[]);
-        if self.exceeds_mtu(packet, frame) {
+        let frame_bytes = packet_bytes.saturating_sub(HEADER_BYTES);
+        if self.exceeds_mtu(packet, frame, frame_bytes) {
             return Err(Drop::TooLong);
         }
         if self.promisc || (self.passes_vlan(frame) && self.passes_address(frame)) {
@@ -70,13 +84,13 @@ impl ReceiveFilter {
         }
     }
 
-    fn exceeds_mtu(&self, packet: &[u8], frame: &[u8]) -> bool {
+    fn exceeds_mtu(&self, packet: &[u8], frame: &[u8], frame_bytes: usize) -> bool {
         let Some(mtu) = self.mtu else {
             return false;
         };
         let most = usize::from(mtu) + ETHERNET_BYTES;
-        frame.len() > most
-            && frame.len() > most + TAG_BYTES * count_tags(frame)
+        frame_bytes > most
+            && frame_bytes > most + TAG_BYTES * count_tags(frame)
             && !net::is_segmented(packet)
     }
 
@@ -209,6 +223,22 @@ mod tests {
         let whole = packet(OWN, 100, 0, &[7]);
         for len in 0..whole.len() {
             let _ = filter.check(&whole[..len]);
+        }
+    }
+
+    #[test]
+    fn head_and_length_have_the_verdict_of_the_packet() {
+        let filter = ReceiveFilter {
+            vlans: Some(Box::new([1 << 7; 64])),
+            mtu: Some(1000),
+            ..quiet()
+        };
+        for (to, tags) in [(OWN, &[][..]), (GROUP, &[7]), (OWN, &[7, 8]), (OWN, &[9])] {
+            for payload in [46, 999, 1000, 1001, 1005] {
+                let whole = packet(to, payload, 0, tags);
+                let head = &whole[..whole.len().min(FILTERED_BYTES)];
+                assert_eq!(filter.check_head(head, whole.len()), filter.check(&whole));
+            }
         }
     }
 }

@@ -15,7 +15,8 @@ const NEEDS_CSUM: u8 = 1;
 const GSO_TYPE: usize = 1;
 const GSO_ECN: u8 = 0x80;
 const CSUM_START: usize = 6;
-const NUM_BUFFERS: usize = 10;
+/// Where num_buffers is in the header.
+pub const NUM_BUFFERS: usize = 10;
 
 const F_GUEST_CSUM: u32 = 1;
 const F_GUEST_TSO4: u32 = 7;

@@ -36,6 +36,7 @@ class LoopbackGuest(Closing):
         features: int = WANTED,
         queue_size: int = 256,
         first_index: int = 0,
+        mtu: int = 1500,
     ) -> None:
         self._stack = ExitStack()
         with self._stack as building:
@@ -47,6 +48,7 @@ class LoopbackGuest(Closing):
                 for name, bit in virtio_net.QEMU_PROPERTIES.items()
                 if bit in virtio_net.OFF_BY_DEFAULT and features >> bit & 1
             )
+            self._mtu = mtu
             self.device, self.handle = self._make_device(building)
             self.driver = GuestDriver(
                 self.handle,
@@ -65,7 +67,7 @@ class LoopbackGuest(Closing):
     def _make_device(self, stack: ExitStack) -> tuple[NetDevice, InProcessHandle]:
         backend = Loopback()
         stack.callback(backend.close)
-        device = NetDevice(backend, mac=MAC, enabled_features=self._enabled)
+        device = NetDevice(backend, mac=MAC, mtu=self._mtu, enabled_features=self._enabled)
         stack.callback(device.close)
         handle = InProcessHandle(device)
         stack.callback(handle.close)

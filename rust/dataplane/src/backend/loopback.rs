@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::steering::Steering;
-use super::{Received, Sent};
+use super::{copy, place, Received, Sent};
 use crate::counters::Drop;
 use crate::error::Result;
 use crate::memory::{Memory, Range};
@@ -105,18 +105,20 @@ impl Lane {
         Sent::Done
     }
 
-    fn pop(&self, buffer: &mut [u8]) -> Received {
+    /// Take a packet, unless `take` fails to.
+    fn pop(&self, take: impl FnOnce(&[u8]) -> Result<Received>) -> Result<Received> {
         let mut packets = self.packets.lock();
-        let Some(packet) = packets.waiting.pop_front() else {
-            return Received::Empty;
+        let Some(packet) = packets.waiting.front() else {
+            return Ok(Received::Empty);
         };
+        let received = take(packet)?;
+        if let Some(packet) = packets.waiting.pop_front() {
+            packets.keep(packet);
+        }
         if packets.waiting.is_empty() {
             let _ = self.filled.read();
         }
-        let len = packet.len().min(buffer.len());
-        buffer[..len].copy_from_slice(&packet[..len]);
-        packets.keep(packet);
-        Received::Packet(len)
+        Ok(received)
     }
 }
 
@@ -161,6 +163,17 @@ impl LoopbackPort {
     }
 
     pub(super) fn receive(&self, buffer: &mut [u8]) -> Received {
-        self.lane().pop(buffer)
+        let received = self.lane().pop(|packet| Ok(copy(packet, buffer)));
+        received.unwrap_or(Received::Empty)
+    }
+
+    pub(super) fn receive_into(
+        &self,
+        memory: &Memory<'_>,
+        ranges: &[Range],
+        spill: &mut [u8],
+    ) -> Result<Received> {
+        self.lane()
+            .pop(|packet| place(packet, memory, ranges, spill))
     }
 }

@@ -165,6 +165,27 @@ fn check_pairs(count: usize) -> Result<u16> {
     }
 }
 
+/// Put a packet into `buffer`, as far as that goes.
+fn copy(packet: &[u8], buffer: &mut [u8]) -> Received {
+    let len = packet.len().min(buffer.len());
+    buffer[..len].copy_from_slice(&packet[..len]);
+    Received::Packet(len)
+}
+
+/// Put a packet into guest memory and the rest of it into `spill`, as far as that goes.
+fn place(
+    packet: &[u8],
+    memory: &Memory<'_>,
+    ranges: &[Range],
+    spill: &mut [u8],
+) -> Result<Received> {
+    let direct = memory.scatter(ranges, packet)?;
+    let rest = &packet[direct..];
+    let spilt = rest.len().min(spill.len());
+    spill[..spilt].copy_from_slice(&rest[..spilt]);
+    Ok(Received::Packet(direct + spilt))
+}
+
 fn refused(message: &str) -> Error {
     Error::Backend {
         errno: libc::EINVAL,
@@ -227,6 +248,27 @@ impl Port {
             Self::Null(_) => false,
             Self::Recorded(port) => port.inner().discard(),
             _ => matches!(self.receive(&mut rest), Received::Packet(_)),
+        }
+    }
+
+    /// Whether [`Self::receive_into`] works.
+    pub(crate) fn receives_direct(&self) -> bool {
+        !matches!(self, Self::Recorded(_))
+    }
+
+    /// Take the next packet straight into guest memory, which is marked; what does not fit there goes to the beginning
+    /// of `spill`. `Err`: the ranges can't be written, and the packet still waits.
+    pub(crate) fn receive_into(
+        &self,
+        memory: &Memory<'_>,
+        ranges: &[Range],
+        spill: &mut [u8],
+    ) -> Result<Received> {
+        match self {
+            Self::Loopback(port) => port.receive_into(memory, ranges, spill),
+            Self::Null(port) => port.receive_into(memory, ranges, spill),
+            Self::Recorded(_) => Ok(Received::Empty),
+            Self::Tap(port) => port.receive_into(memory, ranges, spill),
         }
     }
 

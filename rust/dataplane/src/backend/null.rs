@@ -13,7 +13,7 @@ use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
 use super::steering::{flow_of, Steering};
-use super::{cant_make, Received, Sent};
+use super::{cant_make, copy, place, Received, Sent};
 use crate::error::{Error, Result};
 use crate::memory::{Memory, Range};
 use crate::net::{self, HEADER_BYTES, MAX_FRAME_BYTES};
@@ -132,8 +132,23 @@ impl NullPort {
 
     pub(super) fn receive(&self, buffer: &mut [u8]) -> Received {
         match &self.source {
-            Some(source) => source.receive(buffer),
+            // A copy does not fail.
+            Some(source) => source
+                .take(|packet| Ok(copy(packet, buffer)))
+                .unwrap_or(Received::Empty),
             None => Received::Empty,
+        }
+    }
+
+    pub(super) fn receive_into(
+        &self,
+        memory: &Memory<'_>,
+        ranges: &[Range],
+        spill: &mut [u8],
+    ) -> Result<Received> {
+        match &self.source {
+            Some(source) => source.take(|packet| place(packet, memory, ranges, spill)),
+            None => Ok(Received::Empty),
         }
     }
 }
@@ -203,28 +218,28 @@ impl Source {
         })
     }
 
-    fn receive(&self, buffer: &mut [u8]) -> Received {
+    /// The next packet, unless `take` fails to take it.
+    fn take(&self, take: impl FnOnce(&[u8]) -> Result<Received>) -> Result<Received> {
         let mut guard = self.state.lock();
         let state = &mut *guard;
         let Some(flow) = self.take_turn(state) else {
             state.sleep(TICK);
-            return Received::Empty;
+            return Ok(Received::Empty);
         };
         if self.rate_pps > 0 && state.credit < CREDIT {
             let wait = self.refill(state);
             if state.credit < CREDIT {
                 state.sleep(wait);
-                return Received::Empty;
+                return Ok(Received::Empty);
             }
         }
+        let number = state.flows[flow].1;
+        set_flow(&mut state.packet, flow as u16, number);
+        let received = take(&state.packet)?;
         state.credit = state.credit.saturating_sub(CREDIT);
         state.next_flow = flow + 1;
-        let number = state.flows[flow].1;
         state.flows[flow].1 += 1;
-        set_flow(&mut state.packet, flow as u16, number);
-        let len = state.packet.len().min(buffer.len());
-        buffer[..len].copy_from_slice(&state.packet[..len]);
-        Received::Packet(len)
+        Ok(received)
     }
 
     /// The next flow, in turn, that is steered to this pair.

@@ -66,29 +66,49 @@ impl TapPort {
         }
     }
 
+    pub(super) fn receive_into(
+        &self,
+        memory: &Memory<'_>,
+        ranges: &[Range],
+        spill: &mut [u8],
+    ) -> Result<Received> {
+        loop {
+            match received(memory.readv_spilling(self.fd.as_fd(), ranges, spill)?) {
+                Some(received) => return Ok(received),
+                None => continue,
+            }
+        }
+    }
+
     pub(super) fn receive(&self, buffer: &mut [u8]) -> Received {
         loop {
             // SAFETY: the pointer and the length are those of a live, exclusively borrowed slice.
             let read = unsafe {
-                libc::read(
+                libc::syscall(
+                    libc::SYS_read,
                     self.fd.as_raw_fd(),
-                    buffer.as_mut_ptr().cast(),
+                    buffer.as_mut_ptr(),
                     buffer.len(),
                 )
             };
-            if read > 0 {
-                return Received::Packet(read as usize);
-            }
-            if read == 0 {
-                return Received::Failed(libc::ENODEV);
-            }
-            let error = io::Error::last_os_error();
-            match error.kind() {
-                io::ErrorKind::Interrupted => {}
-                io::ErrorKind::WouldBlock => return Received::Empty,
-                _ => return Received::Failed(error.raw_os_error().unwrap_or(libc::EIO)),
+            let read = usize::try_from(read).map_err(|_| io::Error::last_os_error());
+            if let Some(received) = received(read) {
+                return received;
             }
         }
+    }
+}
+
+/// What the result of a read means; None: read again.
+fn received(read: io::Result<usize>) -> Option<Received> {
+    match read {
+        Ok(0) => Some(Received::Failed(libc::ENODEV)),
+        Ok(len) => Some(Received::Packet(len)),
+        Err(error) => match error.kind() {
+            io::ErrorKind::Interrupted => None,
+            io::ErrorKind::WouldBlock => Some(Received::Empty),
+            _ => Some(Received::Failed(error.raw_os_error().unwrap_or(libc::EIO))),
+        },
     }
 }
 

@@ -167,6 +167,10 @@ impl Memory<'_> {
     /// all if the ranges are too short. Nothing is written if a range that is needed is not writable.
     pub fn scatter(&self, ranges: &[Range], data: &[u8]) -> Result<usize> {
         let limit = data.len() as u64;
+        if let Some(first) = ranges.first().filter(|first| first.len >= limit) {
+            self.write_from(first.iova, data)?;
+            return Ok(data.len());
+        }
         clip(ranges, limit).try_for_each(|range| self.check(range, true))?;
         let mut done = 0;
         for range in clip(ranges, limit) {
@@ -175,6 +179,35 @@ impl Memory<'_> {
             done = end;
         }
         clip(ranges, limit).for_each(|range| self.mark(range));
+        Ok(done)
+    }
+
+    /// Write `data` over the ranges from their byte `offset` on, then mark. Errors as for [`Self::scatter`].
+    pub fn scatter_at(&self, ranges: &[Range], offset: u64, data: &[u8]) -> Result<()> {
+        let len = data.len() as u64;
+        if let Some(first) = ranges.first().filter(|first| first.len >= offset + len) {
+            return self.write_from(first.iova.wrapping_add(offset), data);
+        }
+        let mut skip = offset;
+        let rest: Vec<Range> = ranges
+            .iter()
+            .map(|range| {
+                let skipped = skip.min(range.len);
+                skip -= skipped;
+                Range::new(range.iova.wrapping_add(skipped), range.len - skipped)
+            })
+            .collect();
+        self.scatter(&rest, data).map(|_| ())
+    }
+
+    /// Copy the first bytes of the ranges to `out`, as many as fit; how many.
+    pub fn read_ranges(&self, ranges: &[Range], out: &mut [u8]) -> Result<usize> {
+        let mut done = 0;
+        for range in clip(ranges, out.len() as u64) {
+            let end = done + range.len as usize;
+            self.read_into(range.iova, &mut out[done..end])?;
+            done = end;
+        }
         Ok(done)
     }
 
@@ -286,6 +319,11 @@ impl Memory<'_> {
         // Maps begin and end on pages, so an aligned word lies in one.
         self.piece(range, write)
             .ok_or_else(|| self.unmapped(range, iova, write))
+    }
+
+    /// The access that failed was an attempt: nobody waits for its map.
+    pub(crate) fn forget_miss(&self) {
+        self.missed.set(None);
     }
 
     /// The access that failed for want of a map, if one did.

@@ -19,26 +19,41 @@ impl Memory<'_> {
     ///
     /// The outer error is about the ranges (nothing was read), the inner one about the read.
     pub fn readv_from(&self, fd: BorrowedFd<'_>, ranges: &[Range]) -> Result<io::Result<usize>> {
-        let total = self.check_all(ranges, true)?;
-        let read = self.with_iovecs(ranges, true, |iovecs| {
-            // SAFETY: every iovec is writable guest memory that stays mapped while `self` lives.
-            to_result(unsafe { libc::readv(fd.as_raw_fd(), iovecs.as_ptr(), iovecs.len() as i32) })
+        self.readv_spilling(fd, ranges, &mut [])
+    }
+
+    /// As [`Self::readv_from`]; what the ranges have no room for goes to the beginning of `spill`. The bytes returned
+    /// are those of both.
+    pub fn readv_spilling(
+        &self,
+        fd: BorrowedFd<'_>,
+        ranges: &[Range],
+        spill: &mut [u8],
+    ) -> Result<io::Result<usize>> {
+        let last = (!spill.is_empty()).then(|| libc::iovec {
+            iov_base: spill.as_mut_ptr().cast(),
+            iov_len: spill.len(),
+        });
+        let read = self.with_iovecs(ranges, true, last, |iovecs| {
+            // SAFETY: every iovec but the last is writable guest memory that stays mapped while `self` lives; the last
+            // one is borrowed exclusively.
+            to_result(unsafe { read_iovecs(fd.as_raw_fd(), iovecs) })
         })?;
-        match read {
-            Some(result) => {
-                clip(ranges, may_be_written(&result, total)).for_each(|range| self.mark(range));
-                self.report_fault(&result, "readv");
-                Ok(result)
-            }
-            None => self.read_by_copy(fd, ranges, total),
+        let Some(result) = read else {
+            return self.read_by_copy(fd, ranges, spill);
+        };
+        if self.is_logging() {
+            clip(ranges, may_be_written(&result)).for_each(|range| self.mark(range));
         }
+        self.report_fault(&result, "readv");
+        Ok(result)
     }
 
     /// Write the bytes of the ranges to `fd`.
     ///
     /// The outer error is about the ranges (nothing was written), the inner one about the write.
     pub fn writev_to(&self, fd: BorrowedFd<'_>, ranges: &[Range]) -> Result<io::Result<usize>> {
-        let written = self.with_iovecs(ranges, false, |iovecs| {
+        let written = self.with_iovecs(ranges, false, None, |iovecs| {
             // SAFETY: every iovec is guest memory that stays mapped while `self` lives.
             to_result(unsafe { write_iovecs(fd.as_raw_fd(), iovecs) })
         })?;
@@ -51,11 +66,12 @@ impl Memory<'_> {
         }
     }
 
-    /// Call `transfer` with the pieces of the (checked) ranges; None: there are too many for one call.
+    /// Call `transfer` with the pieces of the ranges, and one more; None: there are too many for one call.
     fn with_iovecs(
         &self,
         ranges: &[Range],
         write: bool,
+        last: Option<libc::iovec>,
         transfer: impl FnOnce(&[libc::iovec]) -> io::Result<usize>,
     ) -> Result<Option<io::Result<usize>>> {
         let mut iovecs = self.iovecs.take();
@@ -65,6 +81,10 @@ impl Memory<'_> {
             self.for_each_piece(*range, write, |bytes| {
                 fits = fits && append(&mut iovecs, bytes);
             })?;
+        }
+        if let Some(last) = last {
+            fits = fits && iovecs.len() < IOV_MAX;
+            iovecs.push(last);
         }
         let transferred = fits.then(|| {
             if iovecs.is_empty() {
@@ -82,13 +102,19 @@ impl Memory<'_> {
         &self,
         fd: BorrowedFd<'_>,
         ranges: &[Range],
-        total: u64,
+        spill: &mut [u8],
     ) -> Result<io::Result<usize>> {
-        let mut packet = vec![0u8; total.min(MAX_COPY_BYTES) as usize];
+        let room = self.check_all(ranges, true)?.min(MAX_COPY_BYTES) as usize;
+        let mut packet = vec![0u8; room + spill.len()];
         // SAFETY: `packet` is valid for its length.
         let read = unsafe { libc::read(fd.as_raw_fd(), packet.as_mut_ptr().cast(), packet.len()) };
         match to_result(read) {
-            Ok(len) => Ok(Ok(self.scatter(ranges, &packet[..len])?)),
+            Ok(len) => {
+                let direct = len.min(room);
+                self.scatter(ranges, &packet[..direct])?;
+                spill[..len - direct].copy_from_slice(&packet[direct..len]);
+                Ok(Ok(len))
+            }
             Err(error) => Ok(Err(error)),
         }
     }
@@ -131,6 +157,15 @@ unsafe fn write_iovecs(fd: i32, iovecs: &[libc::iovec]) -> isize {
     }
 }
 
+/// As [`write_iovecs`].
+///
+/// # Safety
+/// Every iovec must be writable memory.
+unsafe fn read_iovecs(fd: i32, iovecs: &[libc::iovec]) -> isize {
+    // SAFETY: the caller guarantees the pieces; the list is live.
+    unsafe { libc::syscall(libc::SYS_readv, fd, iovecs.as_ptr(), iovecs.len()) as isize }
+}
+
 /// Add a piece, joined to the last one if they are neighbours; false: there is no room.
 fn append(iovecs: &mut Vec<libc::iovec>, bytes: HostBytes<'_>) -> bool {
     let next = bytes.iovec();
@@ -147,13 +182,13 @@ fn append(iovecs: &mut Vec<libc::iovec>, bytes: HostBytes<'_>) -> bool {
     true
 }
 
-/// How many bytes of the ranges a read may have touched.
-fn may_be_written(result: &io::Result<usize>, total: u64) -> u64 {
+/// How many bytes of the ranges, at most, a read may have touched.
+fn may_be_written(result: &io::Result<usize>) -> u64 {
     match result {
         Ok(len) => *len as u64,
         // Nothing was there to be copied, or nothing was copied yet.
         Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
-        Err(_) => total,
+        Err(_) => u64::MAX,
     }
 }
 

@@ -50,6 +50,7 @@ pub struct Chain {
 
 impl Chain {
     /// Begin anew, at this descriptor.
+    #[inline]
     pub(super) fn begin(&mut self, first: u16) {
         self.first = first;
         self.readable.clear();
@@ -63,38 +64,49 @@ impl Chain {
         self.first
     }
 
+    #[inline]
     pub(super) fn add(&mut self, descriptor: &Descriptor) -> RingResult<()> {
         let len = u64::from(descriptor.len);
         if self.readable_len + self.writable_len + len > MAX_CHAIN_BYTES {
-            return Err(RingFault {
-                kind: "chain_length",
-                value: self.readable_len + self.writable_len + len,
-                clause: "virtio 1.3 2.7.5.2, 2.8.18: no chain longer than 2^32 bytes in total",
-                detail: format!(
-                    "the chain at descriptor {} is longer than 4 GiB",
-                    self.first
-                ),
-            });
+            return Err(self.too_long(len));
         }
         let range = Range::new(descriptor.addr, len);
         if descriptor.flags & WRITE != 0 {
             self.writable.push(range);
             self.writable_len += len;
         } else if !self.writable.is_empty() {
-            return Err(RingFault {
-                kind: "chain_order",
-                value: descriptor.addr,
-                clause: "virtio 1.3 2.7.4.2, 2.8.17: device-writable elements after device-readable ones",
-                detail: format!(
-                    "the chain at descriptor {} has a device-readable buffer after a device-writable one",
-                    self.first
-                ),
-            });
+            return Err(self.out_of_order(descriptor));
         } else {
             self.readable.push(range);
             self.readable_len += len;
         }
         Ok(())
+    }
+
+    #[cold]
+    fn too_long(&self, more: u64) -> RingFault {
+        RingFault {
+            kind: "chain_length",
+            value: self.readable_len + self.writable_len + more,
+            clause: "virtio 1.3 2.7.5.2, 2.8.18: no chain longer than 2^32 bytes in total",
+            detail: format!(
+                "the chain at descriptor {} is longer than 4 GiB",
+                self.first
+            ),
+        }
+    }
+
+    #[cold]
+    fn out_of_order(&self, descriptor: &Descriptor) -> RingFault {
+        RingFault {
+            kind: "chain_order",
+            value: descriptor.addr,
+            clause: "virtio 1.3 2.7.4.2, 2.8.17: device-writable elements after device-readable ones",
+            detail: format!(
+                "the chain at descriptor {} has a device-readable buffer after a device-writable one",
+                self.first
+            ),
+        }
     }
 }
 
@@ -110,6 +122,7 @@ pub(super) struct Descriptor {
 
 impl Descriptor {
     /// Number `index` of the table at `base`, in a split layout (flags before next).
+    #[inline]
     pub(super) fn read_split(memory: &Memory<'_>, base: u64, index: u32) -> RingResult<Self> {
         let (addr, len, flags, link) = read(memory, base, index)?;
         Ok(Self {
@@ -121,6 +134,7 @@ impl Descriptor {
     }
 
     /// Number `index` of the ring or table at `base`, in a packed layout (id before flags).
+    #[inline]
     pub(super) fn read_packed(memory: &Memory<'_>, base: u64, index: u32) -> RingResult<Self> {
         let (addr, len, link, flags) = read(memory, base, index)?;
         Ok(Self {
@@ -129,6 +143,12 @@ impl Descriptor {
             flags,
             link,
         })
+    }
+
+    /// Whether it is a chain by itself, as most are.
+    #[inline]
+    pub(super) fn is_whole(&self) -> bool {
+        self.flags & (NEXT | INDIRECT) == 0
     }
 
     /// Descriptors in the indirect table that this one refers to. `clause` says where the format wants that.
@@ -157,15 +177,20 @@ impl Descriptor {
     }
 }
 
+#[cold]
+fn wraps_around(base: u64) -> RingFault {
+    RingFault {
+        kind: "dma",
+        value: base,
+        clause: "virtio 1.3 2.7.5.3, 2.8.7: addr is the address of the table",
+        detail: format!("descriptor table at {base:#x} wraps around"),
+    }
+}
+
+#[inline]
 fn read(memory: &Memory<'_>, base: u64, index: u32) -> RingResult<(u64, u32, u16, u16)> {
-    let Some(address) = base.checked_add(u64::from(index) * DESCRIPTOR_BYTES) else {
-        return Err(RingFault {
-            kind: "dma",
-            value: base,
-            clause: "virtio 1.3 2.7.5.3, 2.8.7: addr is the address of the table",
-            detail: format!("descriptor table at {base:#x} wraps around"),
-        });
-    };
+    let address = base.checked_add(u64::from(index) * DESCRIPTOR_BYTES);
+    let address = address.ok_or_else(|| wraps_around(base))?;
     let raw = memory.read_array::<16>(address)?;
     let [a0, a1, a2, a3, a4, a5, a6, a7, l0, l1, l2, l3, x0, x1, y0, y1] = raw;
     Ok((

@@ -184,6 +184,9 @@ impl Pair {
         let mut state = self.lock();
         let (side, queue) = state.side(self, direction);
         side.slot.start(queue, &self.space, config)?;
+        if direction == Direction::Receive {
+            state.inbox.is_direct = true;
+        }
         drop(state);
         self.events.wake();
         Ok(())

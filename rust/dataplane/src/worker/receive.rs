@@ -2,10 +2,12 @@
 //! The receive side of a pair: packets to chains.
 //!
 //! One packet is read ahead of the ring into a buffer of the pair, because only then is its size known. It stays
-//! there until the driver offers enough buffers, over a stop too; only a flush of the back end drops it.
+//! there until the driver offers enough buffers, over a stop too; only a flush of the back end drops it. While packets
+//! are long they go straight into the driver's buffers ([`super::direct`]).
 
 use std::sync::Arc;
 
+use super::direct::Direct;
 use super::pair::{Pair, Side, State};
 use crate::backend::Received;
 use crate::counters::{BatchCounters, Drop};
@@ -44,11 +46,18 @@ pub(crate) struct ReceivedBatch {
 /// The packet that was read ahead, and the working lists of a delivery.
 #[derive(Debug)]
 pub(crate) struct Inbox {
-    buffer: Vec<u8>,
-    pending: Option<usize>,
-    used: Vec<(Taken, u64)>,
-    ranges: Vec<Range>,
-    filter: Arc<ReceiveFilter>,
+    pub(super) buffer: Vec<u8>,
+    pub(super) pending: Option<usize>,
+    /// The chains that were taken, and their lengths.
+    pub(super) used: Vec<(Taken, u64)>,
+    pub(super) ranges: Vec<Range>,
+    /// Bytes of all chains that were taken.
+    pub(super) room: u64,
+    pub(super) filter: Arc<ReceiveFilter>,
+    /// Whether packets may go straight to the driver.
+    pub(super) is_direct: bool,
+    /// Bytes of the last packet.
+    pub(super) expected: u64,
     /// Whether a packet hook has seen the packet.
     pub(super) is_hooked: bool,
     /// Changes when the packet goes away.
@@ -63,10 +72,27 @@ impl Inbox {
             pending: None,
             used: Vec::new(),
             ranges: Vec::new(),
+            room: 0,
             filter: Arc::default(),
+            is_direct: true,
+            expected: 0,
             is_hooked: false,
             epoch: 0,
         }
+    }
+
+    /// No chain is taken.
+    pub(super) fn begin(&mut self) {
+        self.used.clear();
+        self.ranges.clear();
+        self.room = 0;
+    }
+
+    /// This chain was taken.
+    pub(super) fn add(&mut self, chain: &Chain) {
+        self.ranges.extend_from_slice(&chain.writable);
+        self.used.push((chain.taken, chain.writable_len));
+        self.room += chain.writable_len;
     }
 
     /// From the next packet on. One that was read ahead came while the old filter held.
@@ -118,7 +144,7 @@ pub(super) enum Fetched {
     Nothing(Ended),
 }
 
-enum Delivery {
+pub(super) enum Delivery {
     Done,
     TooLong,
     NoBuffers,
@@ -193,12 +219,12 @@ impl Pair {
     }
 }
 
-struct Batch<'a, 'm, R: Ring + ?Sized> {
-    pair: &'a Pair,
-    memory: &'a Memory<'m>,
-    ring: &'a mut R,
-    chain: &'a mut Chain,
-    inbox: &'a mut Inbox,
+pub(super) struct Batch<'a, 'm, R: Ring + ?Sized> {
+    pub(super) pair: &'a Pair,
+    pub(super) memory: &'a Memory<'m>,
+    pub(super) ring: &'a mut R,
+    pub(super) chain: &'a mut Chain,
+    pub(super) inbox: &'a mut Inbox,
     is_mergeable: bool,
     counters: BatchCounters,
 }
@@ -216,6 +242,16 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
         let ended = loop {
             if chains >= usize::from(budget) || packets >= budget {
                 break Ended::Budget;
+            }
+            if self.inbox.goes_direct() && self.pair.port.receives_direct() {
+                match self.receive_direct()? {
+                    Direct::Delivered => chains += self.inbox.used.len(),
+                    Direct::Dropped => {}
+                    Direct::NotThisWay => continue,
+                    Direct::Nothing(ended) => break ended,
+                }
+                packets += 1;
+                continue;
             }
             match self.fetch()? {
                 Fetched::Ready => {}
@@ -263,8 +299,8 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
     /// Put the packet of the inbox into as many chains as it needs.
     fn deliver(&mut self) -> RingResult<Delivery> {
         let len = self.inbox.pending.unwrap_or(0);
-        self.inbox.used.clear();
-        self.inbox.ranges.clear();
+        self.inbox.expected = len as u64;
+        self.inbox.begin();
         let result = match self.collect(len as u64) {
             Ok(Delivery::Done) => self.write(len).map(|()| Delivery::Done),
             other => other,
@@ -279,24 +315,24 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
         result
     }
 
-    /// Pop chains until `len` bytes fit.
-    fn collect(&mut self, len: u64) -> RingResult<Delivery> {
-        let mut room = 0;
-        while room < len {
-            let popped = self.inbox.used.len();
-            if popped == usize::from(self.ring.size()) || (popped == 1 && !self.is_mergeable) {
+    /// Pop chains, besides those that were popped, until `len` bytes fit.
+    pub(super) fn collect(&mut self, len: u64) -> RingResult<Delivery> {
+        while self.inbox.room < len {
+            if !self.may_take_another() {
                 return Ok(Delivery::TooLong);
             }
             if !self.ring.pop(self.memory, self.chain)? {
                 return Ok(Delivery::NoBuffers);
             }
-            room += self.chain.writable_len;
-            self.inbox.ranges.extend_from_slice(&self.chain.writable);
-            self.inbox
-                .used
-                .push((self.chain.taken, self.chain.writable_len));
+            self.inbox.add(self.chain);
         }
         Ok(Delivery::Done)
+    }
+
+    /// Whether a packet may lie in one chain more than were taken.
+    pub(super) fn may_take_another(&self) -> bool {
+        let popped = self.inbox.used.len();
+        popped < usize::from(self.ring.size()) && (popped == 0 || self.is_mergeable)
     }
 
     /// Write the packet, all of it or nothing.
@@ -308,7 +344,7 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
     }
 
     /// Write the used elements. Nothing is handed back any more.
-    fn give_back(&mut self, len: usize) -> RingResult<()> {
+    pub(super) fn give_back(&mut self, len: usize) -> RingResult<()> {
         let mut left = len as u64;
         for &(taken, room) in &self.inbox.used {
             let written = left.min(room);

@@ -102,19 +102,23 @@ impl PackedQueue {
         })
     }
 
+    #[inline]
     fn descriptor(&self, position: Position) -> u64 {
         self.desc + DESCRIPTOR_BYTES * u64::from(position.index())
     }
 
     /// Acquire: what the driver stored before these flags is visible afterwards.
+    #[inline]
     fn load_flags(&self, memory: &Memory<'_>, position: Position) -> RingResult<u16> {
         Ok(memory.load_u16(self.descriptor(position) + FLAGS)?)
     }
 
+    #[inline]
     fn is_available_at(&self, memory: &Memory<'_>, position: Position) -> RingResult<bool> {
         Ok(is_available(self.load_flags(memory, position)?, position))
     }
 
+    #[inline]
     fn set_wish(&mut self, memory: &Memory<'_>, wish: Wish) -> RingResult<()> {
         if self.wish.replace(wish) != Some(wish) {
             wish.write(memory, self.device)?;
@@ -174,6 +178,7 @@ fn position(what: &'static str, bits: u16, size: u16) -> Result<Position> {
 }
 
 impl Ring for PackedQueue {
+    #[inline]
     fn has_available(&mut self, memory: &Memory<'_>) -> RingResult<bool> {
         Ok(self.known > 0 || self.is_available_at(memory, self.avail)?)
     }
@@ -194,6 +199,7 @@ impl Ring for PackedQueue {
         Ok(chains)
     }
 
+    #[inline]
     fn pop(&mut self, memory: &Memory<'_>, chain: &mut Chain) -> RingResult<bool> {
         if !self.is_available_at(memory, self.avail)? {
             self.known = 0;
@@ -214,6 +220,7 @@ impl Ring for PackedQueue {
         Ok(true)
     }
 
+    #[inline]
     fn unpop(&mut self, taken: Taken) {
         debug_assert!(taken.slots <= self.in_flight);
         self.avail = self.avail.back(taken.slots, self.size);
@@ -221,6 +228,7 @@ impl Ring for PackedQueue {
         self.in_flight -= taken.slots;
     }
 
+    #[inline]
     fn write_used(&mut self, memory: &Memory<'_>, taken: Taken, len: u32) -> RingResult<()> {
         let fields = self.descriptor(self.used) + USED_FIELDS;
         let flags = used_flags(self.used, len);
@@ -240,6 +248,7 @@ impl Ring for PackedQueue {
         Ok(())
     }
 
+    #[inline]
     fn push_used(&mut self, memory: &Memory<'_>, taken: Taken, len: u32) -> RingResult<()> {
         debug_assert!(taken.slots <= self.in_flight);
         self.write_used(memory, taken, len)?;
@@ -277,6 +286,7 @@ impl Ring for PackedQueue {
         self.is_available_at(memory, next)
     }
 
+    #[inline]
     fn disable_kicks(&mut self, memory: &Memory<'_>) -> RingResult<()> {
         // A descriptor event lies behind the driver once it has passed.
         if !self.event_idx {

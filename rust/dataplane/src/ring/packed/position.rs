@@ -40,6 +40,7 @@ impl Position {
     }
 
     /// `slots` (at most `size`) further on in a ring of `size`.
+    #[inline]
     pub fn forward(self, slots: u16, size: u16) -> Self {
         // Both are at most 32768: the sum fits.
         let sum = u32::from(self.index) + u32::from(slots);

@@ -85,6 +85,7 @@ impl SplitQueue {
         })
     }
 
+    #[inline]
     fn slot(&self, index: u16) -> u64 {
         u64::from(index & (self.size - 1))
     }
@@ -109,7 +110,21 @@ impl SplitQueue {
         Ok(offered)
     }
 
+    #[cold]
+    fn no_such_head(&self, head: u16) -> RingFault {
+        RingFault {
+            kind: "avail_head",
+            value: u64::from(head),
+            clause: "virtio 1.3 2.7.6: each entry refers to the head of a descriptor chain",
+            detail: format!(
+                "entry {} of the available ring names descriptor {head} of {}",
+                self.last_avail_idx, self.size
+            ),
+        }
+    }
+
     /// avail_event where EVENT_IDX was negotiated, the flag otherwise.
+    #[inline]
     fn store_kick_wish(&mut self, memory: &Memory<'_>, wanted: bool) -> RingResult<()> {
         if self.event_idx {
             if wanted {
@@ -185,6 +200,7 @@ pub(super) fn check_areas(config: &RingConfig, memory: &Memory<'_>) -> Result<()
 }
 
 impl Ring for SplitQueue {
+    #[inline]
     fn has_available(&mut self, memory: &Memory<'_>) -> RingResult<bool> {
         Ok(self.last_avail_idx != self.avail_idx || self.load_avail_idx(memory)? > 0)
     }
@@ -193,6 +209,7 @@ impl Ring for SplitQueue {
         self.load_avail_idx(memory)
     }
 
+    #[inline]
     fn pop(&mut self, memory: &Memory<'_>, chain: &mut Chain) -> RingResult<bool> {
         if !self.has_available(memory)? {
             return Ok(false);
@@ -200,15 +217,7 @@ impl Ring for SplitQueue {
         let entry = self.driver + AVAIL_RING + 2 * self.slot(self.last_avail_idx);
         let head = memory.load_u16(entry)?;
         if head >= self.size {
-            return Err(RingFault {
-                kind: "avail_head",
-                value: u64::from(head),
-                clause: "virtio 1.3 2.7.6: each entry refers to the head of a descriptor chain",
-                detail: format!(
-                    "entry {} of the available ring names descriptor {head} of {}",
-                    self.last_avail_idx, self.size
-                ),
-            });
+            return Err(self.no_such_head(head));
         }
         let table = Table::of_queue(self.desc, self.size);
         table::walk(memory, table, head, self.indirect, chain)?;
@@ -217,11 +226,13 @@ impl Ring for SplitQueue {
         Ok(true)
     }
 
+    #[inline]
     fn unpop(&mut self, _taken: Taken) {
         self.last_avail_idx = self.last_avail_idx.wrapping_sub(1);
         self.in_flight = self.in_flight.wrapping_sub(1);
     }
 
+    #[inline]
     fn write_used(&mut self, memory: &Memory<'_>, taken: Taken, len: u32) -> RingResult<()> {
         let mut element = [0; USED_ELEMENT_BYTES as usize];
         element[..4].copy_from_slice(&u32::from(taken.head).to_le_bytes());
@@ -235,6 +246,7 @@ impl Ring for SplitQueue {
         Ok(())
     }
 
+    #[inline]
     fn push_used(&mut self, memory: &Memory<'_>, taken: Taken, len: u32) -> RingResult<()> {
         self.write_used(memory, taken, len)?;
         self.in_flight = self.in_flight.wrapping_sub(1);
@@ -260,6 +272,7 @@ impl Ring for SplitQueue {
         Ok(self.avail_idx != seen)
     }
 
+    #[inline]
     fn disable_kicks(&mut self, memory: &Memory<'_>) -> RingResult<()> {
         self.store_kick_wish(memory, false)
     }

@@ -49,34 +49,41 @@ impl Table {
         })
     }
 
+    #[inline]
     fn read(&mut self, memory: &Memory<'_>, index: u16, head: u16) -> RingResult<Descriptor> {
-        if u32::from(index) >= self.entries {
-            return Err(RingFault {
-                kind: "descriptor_index",
-                value: u64::from(index),
-                clause: "virtio 1.3 2.7.5: next is an index into the table",
-                detail: format!(
-                    "the chain at descriptor {head} leads to descriptor {index} of a table of {}",
-                    self.entries
-                ),
-            });
+        if u32::from(index) >= self.entries || self.steps_left == 0 {
+            return Err(self.beyond(index, head));
         }
-        if self.steps_left == 0 {
-            return Err(RingFault {
+        self.steps_left -= 1;
+        Descriptor::read_split(memory, self.base, u32::from(index))
+    }
+
+    #[cold]
+    fn beyond(&self, index: u16, head: u16) -> RingFault {
+        if u32::from(index) < self.entries {
+            return RingFault {
                 kind: "chain_loop",
                 value: u64::from(head),
                 clause: "virtio 1.3 2.7.5.2: loops in the descriptor chain are forbidden",
                 detail: format!(
                     "the chain at descriptor {head} is a loop, or longer than the queue"
                 ),
-            });
+            };
         }
-        self.steps_left -= 1;
-        Descriptor::read_split(memory, self.base, u32::from(index))
+        RingFault {
+            kind: "descriptor_index",
+            value: u64::from(index),
+            clause: "virtio 1.3 2.7.5: next is an index into the table",
+            detail: format!(
+                "the chain at descriptor {head} leads to descriptor {index} of a table of {}",
+                self.entries
+            ),
+        }
     }
 }
 
-/// Collect the chain that begins at `head` of `table` into `chain`. Ends after a bounded number of steps.
+/// Collect the chain that begins at `head` of `table`, a queue's, into `chain`. Ends after a bounded number of steps.
+#[inline]
 pub(super) fn walk(
     memory: &Memory<'_>,
     mut table: Table,
@@ -86,9 +93,23 @@ pub(super) fn walk(
 ) -> RingResult<()> {
     chain.begin(head);
     chain.taken = Taken { head, slots: 1 };
-    let mut index = head;
+    let first = table.read(memory, head, head)?;
+    if first.is_whole() {
+        return chain.add(&first);
+    }
+    follow(memory, table, first, indirect_negotiated, chain)
+}
+
+fn follow(
+    memory: &Memory<'_>,
+    mut table: Table,
+    first: Descriptor,
+    indirect_negotiated: bool,
+    chain: &mut Chain,
+) -> RingResult<()> {
+    let head = chain.taken.head;
+    let mut descriptor = first;
     loop {
-        let descriptor = table.read(memory, index, head)?;
         if descriptor.flags & INDIRECT != 0 {
             if !indirect_negotiated {
                 return Err(descriptor.bad_indirect(
@@ -98,13 +119,13 @@ pub(super) fn walk(
                 ));
             }
             table = table.indirect(&descriptor, head)?;
-            index = 0;
+            descriptor = table.read(memory, 0, head)?;
             continue;
         }
         chain.add(&descriptor)?;
         if descriptor.flags & NEXT == 0 {
             return Ok(());
         }
-        index = descriptor.link;
+        descriptor = table.read(memory, descriptor.link, head)?;
     }
 }

@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Frames that take several receive buffers, some unwanted, some that have to wait for more buffers.
+
+A device that writes such frames straight into the buffers finds out afterwards that they were not to be
+written. The log has to name those pages too.
+"""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vdpa_net.device.audit import DeviceAudit
+from vdpa_net.testing.guest_cpu import RX, TX
+from vdpa_net.testing.guest_driver import PACKED, WANTED
+from vdpa_net.testing.loopback_guest import MAC, LoopbackGuest
+from vdpa_net.wire import virtio_net
+
+OWN = bytes.fromhex(MAC.replace(":", ""))
+OTHER = bytes.fromhex("020000000099")
+LONGEST_BYTES = 7800
+TURN_FRAMES = 5
+
+FRAMES = st.lists(
+    st.tuples(st.booleans(), st.sampled_from((60, 1514, 4200, 6000)) | st.integers(60, LONGEST_BYTES)),
+    min_size=1,
+    max_size=20,
+)
+
+
+def made(number: int, wanted: bool, size: int) -> bytes:
+    """A frame whose bytes tell which one it is."""
+    return ((OWN if wanted else OTHER) + OTHER + b"\x88\xb5" + bytes([number + 1]) * size)[:size]
+
+
+@settings(max_examples=60, deadline=None)
+@given(frames=FRAMES, packed=st.booleans(), queue_size=st.sampled_from((64, 256)), seed=st.integers(0, 2**16))
+def test_receive_buffers_that_were_written_and_given_up_are_marked(
+    *, frames: list[tuple[bool, int]], packed: bool, queue_size: int, seed: int
+) -> None:
+    features = WANTED | (PACKED if packed else 0)
+    with LoopbackGuest(seed=seed, features=features, queue_size=queue_size, mtu=LONGEST_BYTES) as guest:
+        guest.start()
+        assert guest.driver.control(virtio_net.CTRL_RX, virtio_net.CTRL_RX_PROMISC, b"\0") == 0
+        audit = DeviceAudit(guest.device)
+        audit.arm()
+        try:
+            assert guest.start_logging()
+            guest.device.space.barrier()
+            early = guest.log.harvest()
+            exchange(guest, [(wanted, made(n, wanted, size)) for n, (wanted, size) in enumerate(frames)])
+            guest.stop((TX, RX))
+            result = audit.result()
+        finally:
+            audit.close()
+        written = set(result["written"])  # type: ignore[call-overload]
+        marked = guest.log.harvest()
+        assert result["unmarked"] == []
+        assert written - marked - early == set(), "written and not marked"
+        assert marked - written == set(), "marked and not written"
+        assert guest.driver.net[0].rx_damaged == []
+        assert guest.device.violations.entries == []
+
+
+def exchange(guest: LoopbackGuest, frames: list[tuple[bool, bytes]]) -> None:
+    """Send them; those that are wanted arrive, in their order and whole."""
+    while frames:
+        sent = guest.driver.send(frame for _, frame in frames[:TURN_FRAMES])
+        assert sent > 0
+        expected = [frame for wanted, frame in frames[:sent] if wanted]
+        arrived: list[bytes] = []
+        while len(arrived) < len(expected):
+            arrived += guest.driver.receive(1)
+            # A frame may wait for more buffers than were free.
+            guest.driver.net[0].post_receive()
+            guest.driver.publish()
+        assert arrived == expected
+        guest.driver.finish_transmit()
+        frames = frames[sent:]
