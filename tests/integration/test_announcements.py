@@ -52,6 +52,28 @@ def test_announcements_count_where_they_come_in_and_questions_do_not(netns: Netw
     assert not went_out
 
 
+def watched_after_a_loss() -> list[Announcement]:
+    """What is seen on one port after the interface of the other has gone."""
+    with LabNetwork() as network, closing(Tap("vt0")) as first:
+        second = Tap("vt1")
+        for tap in (first, second):
+            network.attach(tap.name)
+            tap.set_carrier(True)
+        with AnnouncementWatch(("vt0", "vt1")) as watch:
+            second.close()
+            os.write(
+                first._fds[0], bytes(VNET_HEADER_BYTES) + rarp_frame(bytes.fromhex(MAC.replace(":", "")))
+            )
+            deadline = time.monotonic() + SECONDS
+            while not watch.seen("vt0", MAC, 0) and time.monotonic() < deadline:
+                os.sched_yield()
+            return watch.seen("vt0", MAC, 0)
+
+
+def test_loss_of_an_interface_does_not_end_the_watch_over_the_others(netns: NetworkNamespace) -> None:
+    assert [entry.kind for entry in netns.run(watched_after_a_loss)] == ["RARP"]
+
+
 def test_only_rarp_of_the_device_makes_the_line_hold() -> None:
     rarp = Announcement("vt1", "RARP", MAC, 3_000_000)
     line = announcement_line([rarp], "vt1", 1_000_000)

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--packed", action="store_true", help="packed virtqueues")
     parser.add_argument("--iommu", action="store_true", help="put a vIOMMU into the level-2 machine")
     parser.add_argument(
-        "--rate", type=whole_number(1), default=100, metavar="PPS", help="packets/s per direction (100)"
+        "--rate", type=whole_number(1), default=20, metavar="PPS", help="packets/s per direction (20)"
     )
     options.add_machine(parser, min_memory_mib=MIN_MEMORY_MIB)
     parser.set_defaults(memory=MIN_MEMORY_MIB)

@@ -90,7 +90,12 @@ class AnnouncementWatch(Closing):
             if self._wake_read in readable:
                 return
             for fd in readable:
-                frame, address = by_fd[fd].recvfrom(2048)
+                try:
+                    frame, address = by_fd[fd].recvfrom(2048)
+                except OSError:
+                    # Its interface has gone with the device that made it.
+                    del by_fd[fd]
+                    continue
                 if address[2] != _PACKET_OUTGOING:
                     self._note(self._sockets[by_fd[fd]], frame, now_ns)
 

@@ -202,8 +202,16 @@ class Precopy:
         while not any(number >= 2 for number, _ in self.passes()):
             if self.has_ended() or time.monotonic() >= deadline:
                 raise LabError("the first pass over RAM did not come to its end")
-            self._watch()
+            self._glide(int(self._watch().get("remaining", 0)))
             time.sleep(WATCH_SECONDS)
+
+    def _glide(self, remaining_bytes: int) -> None:
+        """Become slower with what remains of the first pass: later passes must not run at its speed."""
+        pace = self.options.pace
+        if pace.glide_s:
+            wanted = int(remaining_bytes / pace.glide_s)
+            least, most = pace.later_passes_bytes_per_s, pace.end_of_first_pass_bytes_per_s
+            self._set(max(least, min(most, wanted)))
 
     def _watch(self) -> Mapping[str, int]:
         """Note what QEMU and the device have done so far."""

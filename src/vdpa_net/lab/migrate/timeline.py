@@ -33,7 +33,8 @@ class Timeline:
         """The instants, and the packets around them: round trips as pairs (sent, taken), the times of the
         packets that were lost in the gap, and the arrivals from the guest."""
         first = self.stop_request_ns - WINDOW_NS
-        last = max(self.ended_ns, self.compared_ns or 0, self.started_ns or 0) + WINDOW_NS
+        again_ns = self.silence[1] if self.silence else 0
+        last = max(self.ended_ns, self.compared_ns or 0, self.started_ns or 0, again_ns) + WINDOW_NS
         return {
             **asdict(self),
             "round_trips": [pair for pair in report.round_trips if first <= pair[0] <= last],

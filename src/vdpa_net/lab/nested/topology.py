@@ -50,6 +50,7 @@ NESTED = Pace(
     warm_up_datagrams=10,
     end_of_first_pass_bytes_per_s=1 << 20,
     later_passes_bytes_per_s=48 << 10,
+    glide_s=4,
 )
 
 

@@ -95,7 +95,10 @@ def _mark_gap(axes: Any, timeline: Mapping[str, Any], gap_ms: float | None, *, c
     start, end = ((at - zero) / 1e6 for at in silence)
     axes.plot([start, end], [0.95, 0.95], "|-", color="black", linewidth=1.4, markersize=9, transform=place)
     what = " (RAM was compared meanwhile)" if compared else ""
-    axes.text(end, 0.95, f"  gap {gap_ms:g} ms{what}", transform=place, va="center", fontsize=9)
+    # A long gap leaves no room behind it.
+    height, side = (0.9, "right") if end - start > axes.get_xlim()[1] - end else (0.95, "left")
+    text = f"  gap {gap_ms:g} ms{what}  "
+    axes.text(end, height, text, transform=place, va="center", ha=side, fontsize=9)
 
 
 def _shade_phases(axes: Any, timeline: Mapping[str, Any], first_ms: float, last_ms: float) -> None:
@@ -117,6 +120,8 @@ def _shade_phases(axes: Any, timeline: Mapping[str, Any], first_ms: float, last_
 
 def _back_ns(timeline: Mapping[str, Any]) -> int:
     """When the guest's first packet came from the destination, or the best that is known about it."""
+    if timeline.get("silence"):
+        return int(timeline["silence"][1])
     started = int(timeline["started_ns"] or timeline["ended_ns"])
     return min((at for at in timeline["arrivals_ns"] if at >= started), default=started)
 
