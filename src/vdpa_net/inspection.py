@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vdpa_net.errors import PeerError
 from vdpa_net.wire import describe, virtio_pci
-from vdpa_net.wire.lm import ring_state_name
+from vdpa_net.wire.lm import PACKED_OFFSET_MASK, ring_state_name
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -113,8 +113,14 @@ def _name(queue: State, state: State) -> str:
 def _queue_row(queue: State, state: State) -> list[str]:
     running = "running" if queue["running"] else "enabled" if queue["enabled"] else "stopped"
     vector = "none" if queue["msix_vector"] == virtio_pci.MSI_NO_VECTOR else str(queue["msix_vector"])
-    indices = [str(queue["last_avail_idx"]), str(queue["used_idx"])]
+    packed = "RING_PACKED" in state["features"]
+    indices = [_index(queue[name], packed=packed) for name in ("last_avail_idx", "used_idx")]
     return [_name(queue, state), str(queue["size"]), running, *indices, vector]
+
+
+def _index(value: int, *, packed: bool) -> str:
+    """An index of a ring; that of a packed one is a descriptor's offset, with the wrap counter."""
+    return f"{value & PACKED_OFFSET_MASK} wrap {value >> 15}" if packed else str(value)
 
 
 def _traffic_row(queue: State, state: State) -> list[str]:
@@ -128,10 +134,11 @@ def _drops(counters: Mapping[str, int]) -> str:
 
 
 def _lm_rows(state: State, queues: Container[int]) -> Iterator[tuple[str, str, str]]:
+    packed = "RING_PACKED" in state["features"]
     left_out = {ring_state_name(index) for index in range(len(state["queues"])) if index not in queues}
     for name, value in state["lm"].items():
         if name not in left_out:
-            yield name, f"{value:#010x}", describe.describe(f"lm.{name}", value)
+            yield name, f"{value:#010x}", describe.describe(f"lm.{name}", value, packed=packed)
 
 
 def _violations(state: State) -> RenderableType:

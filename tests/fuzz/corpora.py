@@ -17,7 +17,7 @@ LM_CTRL, LM_BASE, LM_END, LM_RING_STATE = 0, 1, 3, 5
 """Numbers of registers of the LM block; BASE and END are two registers each, ring states follow in a row."""
 
 ALL_FEATURES = 0xFFFF_FFFF
-RAM, ACCESS = 0, 3
+RAM, READ_ONLY, ACCESS = 0, 4, 3
 PAGES = 64
 DESCRIPTORS, AVAILABLE, USED, BUFFERS, LOG = 0x0, 0x1000, 0x2000, 0x4000, 0x3F000
 """Offsets in guest memory of queue 0; queue 1 lies 0x10000 further on."""
@@ -243,6 +243,11 @@ def _vhost_user() -> dict[str, bytes]:
             ("iotlb", (0, 32, 0, 0, 3)),
             ("iotlb", (1, 0, 1, 3, 2)),
             ("iotlb", (1, 1, 999, 3, 2)),
+        ],
+        "leaves-memory-that-was-only-translated": [
+            *translated[:-1],
+            ("memory", (0, READ_ONLY, 0, PAGES, 0)),
+            ("leave", ()),
         ],
         "configures": [
             *negotiated,

@@ -164,6 +164,20 @@ def test_the_trace_forgets_selections_with_a_reset(rig: FakeRig, lines: list[str
     assert lines[-1] == "R common_cfg.queue_enable[q0] 0x0000"
 
 
+def test_the_trace_takes_the_ring_state_apart_as_negotiated(rig: FakeRig, lines: list[str]) -> None:
+    packed = "last_avail_idx=7 last_avail_wrap_counter=1 used_idx=5 used_wrap_counter=0"
+    split = "last_avail_idx=32775 used_idx=5"
+    for half, value, expected in ((0, 4, split), (1, 4, packed), (1, 1, split)):
+        rig.set_common("driver_feature_select", half)
+        rig.set_common("driver_feature", value)
+        rig.write(LM + 0x20, 4, 0x00058007)
+        assert lines[-1] == f"W lm.LM_RING_STATE[0] 0x00058007 {expected}"
+    rig.set_common("driver_feature", 4)
+    rig.set_common("device_status", 0)
+    rig.write(LM + 0x20, 4, 0x00058007)
+    assert lines[-1].endswith(split)
+
+
 def test_the_trace_shows_places_without_a_register(rig: FakeRig, lines: list[str]) -> None:
     rig.device.region_write(4, 0x500, b"\x34\x12")
     rig.set_common("device_feature_select", 7)

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
 import socket
@@ -12,9 +14,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 from test_cli import DEVICE, NETDEV, Command, run
 
+from vdpa_net.backend.loopback import Loopback
+from vdpa_net.device.net_device import NetDevice
 from vdpa_net.errors import MissingTool
+from vdpa_net.inspection import render
 from vdpa_net.migration.violations import Violation
 from vdpa_net.observe import TOLD_VIOLATIONS, ViolationReport
 from vdpa_net.transport.vfio_user.client import VfioUserClient
@@ -197,3 +203,16 @@ def test_inspect_of_a_driver_process_says_what_it_is(served: Command, socket_dir
     assert driver.end() == 0
     assert done.returncode == 2
     assert "a process without a device of its own" in done.stderr
+
+
+def test_inspect_shows_indices_and_wrap_counters_of_packed_rings() -> None:
+    with contextlib.closing(Loopback()) as backend, NetDevice(backend, mac="52:54:00:00:00:01") as device:
+        state = json.loads(json.dumps(device.snapshot()))
+    state["features"] = ["RING_PACKED"]
+    state["queues"][0] |= {"last_avail_idx": 0x8007, "used_idx": 5}
+    state["lm"]["LM_RING_STATE[0]"] = 0x00058007
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(*render(state))
+    shown = " ".join(console.export_text().split())
+    assert "7 wrap 1 5 wrap 0" in shown
+    assert "last_avail_idx=7 last_avail_wrap_counter=1 used_idx=5 used_wrap_counter=0" in shown

@@ -5,7 +5,7 @@ import pytest
 
 from vdpa_net.wire import pci, virtio_net, virtio_pci
 from vdpa_net.wire.describe import DESCRIPTIONS, describe
-from vdpa_net.wire.lm import PROFILES
+from vdpa_net.wire.lm import PACKED_STATE, PROFILES, Profile, pack_ring_state
 
 
 @pytest.mark.parametrize(
@@ -31,6 +31,23 @@ from vdpa_net.wire.lm import PROFILES
 )
 def test_values_in_words(name: str, value: int, expected: str) -> None:
     assert describe(name, value) == expected
+
+
+def test_the_ring_state_of_a_packed_ring_is_indices_and_wrap_counters() -> None:
+    value = pack_ring_state(0x8007, 0x0005)
+    told = "last_avail_idx=7 last_avail_wrap_counter=1 used_idx=5 used_wrap_counter=0"
+    assert describe("lm.LM_RING_STATE[1]", value, packed=True) == told
+    assert describe("common_cfg.queue_msix_vector", 3, packed=True) == "vector 3"
+
+
+@pytest.mark.parametrize("profile", PROFILES.values(), ids=list(PROFILES))
+def test_the_fields_of_a_register_lie_in_it_and_apart(profile: Profile) -> None:
+    tables = (profile.registers, pci.MSIX_CAPABILITY, pci.ATS_CAPABILITY)
+    listed = [(item.fields, 8 * item.width) for table in tables for item in table]
+    for fields, bits in [*listed, (PACKED_STATE, 32)]:
+        taken = [bit for field in fields for bit in range(field.low, field.low + field.width)]
+        assert len(taken) == len(set(taken))
+        assert all(0 <= bit < bits for bit in taken)
 
 
 def test_every_description_is_of_a_register_that_exists() -> None:

@@ -6,7 +6,8 @@
     +0.013800 W lm.LM_RING_STATE[0]             0x00050007          last_avail_idx=7 used_idx=5
 
 Columns: seconds since the trace began, R or W, register, value, what it says. Registers behind a selector
-have the queue, or the half of the feature word, with them that was selected when the trace last saw it.
+have the queue, or the half of the feature word, with them that was selected when the trace last saw it; the
+ring state is taken apart as the ring format wants it whose negotiation the trace saw.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Callable
 
 from vdpa_net.device.access import Access, RegisterValue
 from vdpa_net.wire import describe
+from vdpa_net.wire.virtio_pci import F_RING_PACKED
 
 _NAME_COLUMNS = 34
 _VALUE_COLUMNS = 18
@@ -46,6 +48,7 @@ class RegisterTrace:
         self._write_line = write_line
         self._begun_ns = time.monotonic_ns()
         self._selects: dict[str, int] = {}
+        self._packed = False
 
     def __call__(self, access: Access) -> None:
         """Write the lines of an access."""
@@ -63,7 +66,7 @@ class RegisterTrace:
 
     def _row(self, item: RegisterValue) -> tuple[str, str, str]:
         self._follow(item)
-        name, meaning = item.name, describe.describe(item.name, item.value)
+        name, meaning = item.name, describe.describe(item.name, item.value, packed=self._packed)
         if name in _SELECTED_BY_QUEUE:
             name = f"{name}[q{self._selects.get('queue_select', 0)}]"
         elif name in _FEATURE_SELECT:
@@ -81,5 +84,8 @@ class RegisterTrace:
         """Selectors are read and written alike; a reset puts them back to 0."""
         if item.name == "common_cfg.device_status" and not item.value:
             self._selects.clear()
+            self._packed = False
+        elif item.name == "common_cfg.driver_feature" and self._selects.get("driver_feature_select") == 1:
+            self._packed = bool(item.value << 32 & 1 << F_RING_PACKED)
         elif item.block == "common_cfg" and item.register.name.endswith("_select"):
             self._selects[item.register.name] = item.value

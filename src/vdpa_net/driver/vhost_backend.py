@@ -287,7 +287,6 @@ class VhostBackend:
         with self._lock:
             self._rings.forget()
             misses = self._iommu.disconnected()
-            self._memory.clear()
             self._config.reset()
             self._log.close()
             self._features = self._status = 0

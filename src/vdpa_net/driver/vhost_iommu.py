@@ -84,6 +84,8 @@ class VhostIommu:
     def disconnected(self) -> IotlbMisses | None:
         """Forget everything; what is returned is to be closed without the lock."""
         self.iotlb.clear()
+        # Regions that are only translated were never mapped as they are, and need not be mappable.
+        self._memory.clear()
         self._memory.set_direct(True)
         self.translated = False
         self._channel = None

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
-from vdpa_net.wire import pci, virtio_net, virtio_pci
-from vdpa_net.wire.lm import unpack_ring_state
+from vdpa_net.wire import lm, pci, virtio_net, virtio_pci
+from vdpa_net.wire.layout import BitField
 
 Describe = Callable[[int], str]
 
@@ -26,11 +26,11 @@ def flags(names: Mapping[int, str]) -> Describe:
     return describe
 
 
-def fields(*parts: tuple[str, int, int]) -> Describe:
-    """Fields (name, lowest bit, width in bits) as name=value."""
+def fields(parts: Iterable[BitField]) -> Describe:
+    """Each field as name=value."""
 
     def describe(value: int) -> str:
-        return " ".join(f"{name}={value >> low & (1 << width) - 1}" for name, low, width in parts)
+        return " ".join(f"{part.name}={part.of(value)}" for part in parts)
 
     return describe
 
@@ -46,11 +46,6 @@ def _vector(value: int) -> str:
 
 def _mac(value: int) -> str:
     return value.to_bytes(virtio_net.MAC_BYTES, "little").hex(":")
-
-
-def _ring_state(value: int) -> str:
-    last_avail_idx, used_idx = unpack_ring_state(value)
-    return f"last_avail_idx={last_avail_idx} used_idx={used_idx}"
 
 
 def _on_off(value: int) -> str:
@@ -82,15 +77,18 @@ DESCRIPTIONS: Final[Mapping[str, Describe]] = {
             f"table_size={(value & 0x7FF) + 1}" if value & 0x7FF else "",
         )
     ),
-    "config.msix.table": fields(("bar", 0, 3), ("offset/8", 3, 29)),
-    "config.msix.pba": fields(("bar", 0, 3), ("offset/8", 3, 29)),
     "config.pcie.device_control": lambda value: (
         "INITIATE_FLR" if value & pci.DEVICE_CONTROL_INITIATE_FLR else ""
     ),
-    "config.ats.control": lambda value: f"ENABLE={value >> 15} STU={value & 0x1F}",
     "msix_table.vector_control": lambda value: "masked" if value & 1 else "unmasked",
     "lm.LM_LOGGING_CTRL": _on_off,
-    "lm.LM_RING_STATE": _ring_state,
+    "lm.LM_RING_STATE": fields(lm.SPLIT_STATE),
+    **{
+        f"config.{name}.{register.name}": fields(register.fields)
+        for name, table in (("msix", pci.MSIX_CAPABILITY), ("ats", pci.ATS_CAPABILITY))
+        for register in table
+        if register.fields
+    },
     **{
         f"config.virtio{number}.cfg_type": lambda value: _CFG_TYPES.get(value, "unknown")
         for number in _CFG_TYPES
@@ -98,9 +96,13 @@ DESCRIPTIONS: Final[Mapping[str, Describe]] = {
 }
 
 
-def describe(name: str, value: int) -> str:
-    """What the value says, or nothing."""
-    found = DESCRIPTIONS.get(name.partition("[")[0])
+_PACKED: Final[Mapping[str, Describe]] = {"lm.LM_RING_STATE": fields(lm.PACKED_STATE)}
+
+
+def describe(name: str, value: int, *, packed: bool = False) -> str:
+    """What the value says, or nothing; `packed`: VIRTIO_F_RING_PACKED is negotiated."""
+    key = name.partition("[")[0]
+    found = (_PACKED.get(key) if packed else None) or DESCRIPTIONS.get(key)
     return found(value) if found is not None else ""
 
 

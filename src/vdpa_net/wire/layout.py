@@ -102,10 +102,23 @@ class Access(Enum):
     RC = "read-clears"
 
 
+class BitField(Record):
+    """Bits of a register that are a number of their own: from bit `low` on, `width` of them."""
+
+    name: str
+    low: int
+    width: int
+
+    def of(self, value: int) -> int:
+        """The number in a register's value."""
+        return value >> self.low & ((1 << self.width) - 1)
+
+
 class Register(Record):
     """One register: where it is, how wide (bytes), who may write it, what it is after a reset, which clause.
 
-    `writable_mask` limits the bits that a write changes (None: all of them).
+    `writable_mask` limits the bits that a write changes (None: all of them). `fields` says what its bits are,
+    where they are not one number.
     """
 
     name: str
@@ -115,6 +128,7 @@ class Register(Record):
     reset: int = 0
     clause: str = ""
     writable_mask: int | None = None
+    fields: tuple[BitField, ...] = ()
 
     @property
     def end(self) -> int:

@@ -8,7 +8,7 @@ from typing import Final
 
 from vdpa_net.errors import OptionError
 from vdpa_net.record import Record, replace
-from vdpa_net.wire.layout import Register, RegisterMap
+from vdpa_net.wire.layout import BitField, Register, RegisterMap
 
 PAGE_SHIFT: Final = 12
 """One bit of the log is one page of 4096 bytes."""
@@ -21,6 +21,15 @@ PAIRS: Final = "LM_QUEUE_PAIRS"
 """Register of layouts that have one: how many queue pairs the driver has enabled."""
 PACKED_WRAP: Final = 1 << 15
 """The wrap counter in a packed ring's index."""
+
+SPLIT_STATE: Final = (BitField("last_avail_idx", 0, 16), BitField("used_idx", 16, 16))
+PACKED_STATE: Final = (
+    BitField("last_avail_idx", 0, 15),
+    BitField("last_avail_wrap_counter", 15, 1),
+    BitField("used_idx", 16, 15),
+    BitField("used_wrap_counter", 31, 1),
+)
+"""What LM_RING_STATE of a split ring is made of, and that of a packed ring."""
 
 PACKED_OFFSET_MASK: Final = PACKED_WRAP - 1
 PACKED_INITIAL: Final = PACKED_WRAP << 16 | PACKED_WRAP
@@ -92,7 +101,9 @@ class Profile(Record):
     def registers(self) -> RegisterMap:
         """The whole block as a register table."""
         ring_states = (
-            Register(ring_state_name(queue), self.ring_state(queue), 4, clause="LM_RING_STATE")
+            Register(
+                ring_state_name(queue), self.ring_state(queue), 4, clause="LM_RING_STATE", fields=SPLIT_STATE
+            )
             for queue in range(self.max_queues)
         )
         pairs = (

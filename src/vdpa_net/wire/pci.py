@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from vdpa_net.wire.layout import Access, Register, RegisterMap
+from vdpa_net.wire.layout import Access, BitField, Register, RegisterMap
 
 CONFIG_SPACE_SIZE: Final = 4096
 """Bytes of a PCI Express function's configuration space (PCIe 7.2.2)."""
@@ -106,6 +106,8 @@ PCIE_CAPABILITY: Final = RegisterMap(
     ),
 )
 
+_BAR_AND_OFFSET = (BitField("bar", 0, 3), BitField("offset/8", 3, 29))
+
 MSIX_CAPABILITY: Final = RegisterMap(
     "msix",
     (
@@ -114,8 +116,8 @@ MSIX_CAPABILITY: Final = RegisterMap(
         Register(
             "message_control", 0x2, 2, clause="PCIe 7.7.2.2", writable_mask=MSIX_ENABLE | MSIX_FUNCTION_MASK
         ),
-        Register("table", 0x4, 4, _RO, clause="PCIe 7.7.2.3"),
-        Register("pba", 0x8, 4, _RO, clause="PCIe 7.7.2.4"),
+        Register("table", 0x4, 4, _RO, clause="PCIe 7.7.2.3", fields=_BAR_AND_OFFSET),
+        Register("pba", 0x8, 4, _RO, clause="PCIe 7.7.2.4", fields=_BAR_AND_OFFSET),
     ),
 )
 
@@ -124,7 +126,14 @@ ATS_CAPABILITY: Final = RegisterMap(
     (
         Register("header", 0x0, 4, _RO, reset=EXT_CAP_ID_ATS | 1 << 16, clause="PCIe 10.5.1.1"),
         Register("capability", 0x4, 2, _RO, reset=ATS_PAGE_ALIGNED, clause="PCIe 10.5.1.2"),
-        Register("control", 0x6, 2, clause="PCIe 10.5.1.3", writable_mask=ATS_ENABLE | 0x1F),
+        Register(
+            "control",
+            0x6,
+            2,
+            clause="PCIe 10.5.1.3",
+            writable_mask=ATS_ENABLE | 0x1F,
+            fields=(BitField("ENABLE", 15, 1), BitField("STU", 0, 5)),
+        ),
     ),
 )
 
