@@ -272,17 +272,22 @@ WITH_FEATURES: dict[str, tuple[int, Callable[[Rig], None]]] = {
 }
 """Those that need features that the driver does without otherwise."""
 
+FAILING = "tests/unit/test_failing_back_end.py"
 SHOWN_ELSEWHERE = {
-    "features_refused": "unit/test_common_cfg",
-    "restored_gap": "needs IN_ORDER: test_lm_ring_state",
-    "backend_gone": "integration/test_tap",
-    "needs_reset": "a back end that fails: unit/test_common_cfg",
-    "broken": "a data plane that refuses its control queue",
-    "carrier": "a tap that fails",
-    "active_pairs": "a tap that fails",
-    "announce_failed": "unit/test_common_cfg",
-    "violations_dropped": "cargo test",
+    "features_refused": (FAILING, "test_features_that_the_back_end_refuses_are_not_granted"),
+    "restored_gap": ("tests/spec/test_in_order.py", "test_restored_state_with_a_gap_is_recorded"),
+    "backend_gone": (FAILING, "test_a_tap_that_is_gone_is_recorded_once"),
+    "needs_reset": (FAILING, "test_a_network_that_can_not_be_opened_needs_a_reset"),
+    "broken": (FAILING, "test_a_control_queue_that_can_not_be_served_is_recorded"),
+    "carrier": (FAILING, "test_a_carrier_that_stays_on_is_recorded"),
+    "active_pairs": (FAILING, "test_queue_pairs_that_stay_active_are_recorded"),
+    "announce_failed": (FAILING, "test_an_announcement_that_can_not_be_sent_is_recorded"),
+    "violations_dropped": (
+        "rust/dataplane/src/violation.rs",
+        "a_full_log_keeps_the_first_and_says_how_many_it_dropped",
+    ),
 }
+"""What takes a failing back end, a ring format or a flood to cause: the test that does."""
 
 
 def same_kind(kind: str, recorded: str) -> bool:
@@ -327,6 +332,23 @@ def test_what_is_wrong_with_other_features_is_recorded_as_documented(kind: str) 
 
 def test_every_documented_kind_is_caused_somewhere() -> None:
     assert {*RUNNING, *OTHERWISE, *WITH_FEATURES, *SHOWN_ELSEWHERE} == set(documented())
+
+
+@pytest.mark.parametrize(("kind", "test"), SHOWN_ELSEWHERE.items(), ids=list(SHOWN_ELSEWHERE))
+def test_what_is_shown_elsewhere_is_there_and_names_its_kind(kind: str, test: tuple[str, str]) -> None:
+    path, name = test
+    body = body_of(ROOT / path, name)
+    assert body, f"{path} has no {name}"
+    assert kind in body.lower(), f"{name} does not name {kind}"
+
+
+def body_of(path: Path, name: str) -> str:
+    """Source of a test in Python or Rust; empty if there is none."""
+    text = path.read_text()
+    if path.suffix == ".rs":
+        return text.partition(f"fn {name}(")[2].partition("#[test]")[0]
+    found = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.FunctionDef)]
+    return next((ast.get_source_segment(text, node) or "" for node in found if node.name == name), "")
 
 
 def test_queue_restored_at_an_impossible_index_runs_on_from_its_ring() -> None:
