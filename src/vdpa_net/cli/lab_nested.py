@@ -33,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--packed", action="store_true", help="packed virtqueues")
     parser.add_argument("--iommu", action="store_true", help="put a vIOMMU into the level-2 machine")
     parser.add_argument(
-        "--rate", type=whole_number(1), default=20, metavar="PPS", help="packets/s per direction (20)"
+        "--rate",
+        type=whole_number(1),
+        metavar="PPS",
+        help="packets/s per direction, by the guest's clock (20, with --iommu 10)",
     )
     options.add_machine(parser, min_memory_mib=MIN_MEMORY_MIB)
     parser.set_defaults(memory=MIN_MEMORY_MIB)
@@ -53,7 +56,12 @@ def run(arguments: argparse.Namespace) -> int:
     """The exit code of the verdict."""
     from rich.console import Console  # noqa: PLC0415
 
-    from vdpa_net.lab.nested.run import NestedOptions, run_nested  # noqa: PLC0415
+    from vdpa_net.lab.nested.run import (  # noqa: PLC0415
+        IOMMU_RATE_PPS,
+        RATE_PPS,
+        NestedOptions,
+        run_nested,
+    )
 
     asked = NestedOptions(
         rounds=arguments.rounds,
@@ -62,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
         qemu=arguments.qemu,
         accel=arguments.accel,
         memory_mib=arguments.memory,
-        rate_pps=arguments.rate,
+        rate_pps=arguments.rate or (IOMMU_RATE_PPS if arguments.iommu else RATE_PPS),
         packed=arguments.packed,
         iommu=arguments.iommu,
         faults=tuple(arguments.fault),

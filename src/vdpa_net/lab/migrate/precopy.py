@@ -91,7 +91,8 @@ class Sample:
 class Precopy:
     """Holds one migration in pre-copy until the device has rewritten enough pages.
 
-    `endpoint` stands in for the device's own account where there is none (a foreign back end).
+    `endpoint` stands in for the device's own account where there is none (a foreign back end). `throttle` is
+    told of each limit in bytes per second, besides QEMU.
     """
 
     source: HostedGuest
@@ -100,6 +101,7 @@ class Precopy:
     say: Callable[[str, float | None], None]
     live: LiveFigures
     samples: list[Sample] = field(default_factory=list)
+    throttle: Callable[[int], None] = lambda _bytes_per_s: None
     _start: int = 0
     _share: float = SENT_SHARE
 
@@ -221,7 +223,9 @@ class Precopy:
         return self.sample()
 
     def _set(self, bytes_per_s: int, downtime_ms: int | None = None) -> None:
-        self.source.machine.qmp("migrate-set-parameters", self.options.limits(bytes_per_s, downtime_ms))
+        limits = self.options.limits(bytes_per_s, downtime_ms)
+        self.throttle(limits["max-bandwidth"])
+        self.source.machine.qmp("migrate-set-parameters", limits)
 
     def _advance(self, share: float, then_bytes_per_s: int) -> int:
         """Once the pass has sent this share of the RAM, slow down; returns how many pages it has sent."""

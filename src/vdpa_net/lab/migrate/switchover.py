@@ -138,13 +138,14 @@ class RoundRunner:
     def _begin(self, *, pause: bool = False) -> Precopy:
         """The migration has begun, and is held in its first pass."""
         source, destination = self._source.machine, self.arrived().machine
-        uri = self._topology.migration_uri(self.arrived().side)
+        uri, incoming_uri = self._topology.migration_uris(self.arrived().side)
         switches = [_switch("events", True)]
         destination.qmp("migrate-set-capabilities", {"capabilities": switches})
         switches.append(_switch("pause-before-switchover", pause))
         source.qmp("migrate-set-capabilities", {"capabilities": switches})
-        destination.qmp("migrate-incoming", {"uri": uri})
+        destination.qmp("migrate-incoming", {"uri": incoming_uri})
         precopy = Precopy(self._source, self._options.precopy, self._endpoint, self._say, self._live)
+        precopy.throttle = self._topology.limit_migration
         precopy.prepare()
         if self._watched:
             # Behind a vIOMMU a page has now one IOVA and then another.

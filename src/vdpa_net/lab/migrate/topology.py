@@ -158,9 +158,13 @@ class FlatTopology:
             seed=options.seed,
         )
 
-    def migration_uri(self, _target: Side) -> str:
-        """Where QEMU sends the guest to, and waits for it."""
-        return f"unix:{self.options.directory / f'migration-{self.generation}'}"
+    def migration_uris(self, _target: Side) -> tuple[str, str]:
+        """Where QEMU sends the guest to, and where the other one waits for it."""
+        uri = f"unix:{self.options.directory / f'migration-{self.generation}'}"
+        return uri, uri
+
+    def limit_migration(self, bytes_per_s: int) -> None:
+        """Let the way between the two be no faster; QEMU has its own limit, which is enough here."""
 
     def boot(self, side: Side) -> HostedGuest:
         """The guest, started on a side, ready for traffic. Raises LabError with its console."""

@@ -28,6 +28,9 @@ from vdpa_net.migration.verdict import Line
 RATE_PPS = 20
 """By the guest's clock, which is slow while it works; what is sent to it follows the pace of its own."""
 
+IOMMU_RATE_PPS = 10
+"""With an IOMMU of the guest's own each packet costs it translations besides."""
+
 MEMORY_MIB = 128
 LOGGED_BY_DRIVER = {
     "dirty audit": "with sw-live-migration=1 it is DPDK's driver that marks pages; the device logs nothing"

@@ -27,7 +27,8 @@ from vdpa_net.lab.nested.level1 import INSIDE, Level1, Level1Options
 from vdpa_net.lab.nested.level2 import QEMU, Level2Machine, describe
 from vdpa_net.lab.nested.level2_ram import Level2Ram
 from vdpa_net.lab.nested.side import DRIVERS, NestedSide
-from vdpa_net.lab.network import GUEST_ADDRESS, LabNetwork
+from vdpa_net.lab.nested.wire import MigrationWire
+from vdpa_net.lab.network import GUEST_ADDRESS, LAB_ADDRESS, LabNetwork
 from vdpa_net.lab.progress import ProgressCallback
 from vdpa_net.lab.side import Side
 
@@ -37,6 +38,7 @@ KILLABLE = ("l1-dst", "l2-dst", "device-dst")
 
 KILL_SECONDS = 60
 MIGRATION_PORT = 4789
+SLOW_BYTES_PER_S = 16 << 20
 NESTED = Pace(
     phase_s=300,
     logging_s=120,
@@ -104,6 +106,8 @@ class NestedTopology(FlatTopology):
     def __init__(self, options: NestedTopologyOptions) -> None:
         super().__init__(options.flat)
         self.nested = options
+        self._wire: MigrationWire | None = None
+        self._stack.callback(self._cut_wire)
 
     def start_network(self) -> None:
         """The bridge; per side the device on its tap, the level-1 guest on it, and the driver in that."""
@@ -164,10 +168,23 @@ class NestedTopology(FlatTopology):
         else:
             side.kill_device()
 
-    def migration_uri(self, target: Side) -> str:
-        """The target's level-1 guest on the manager network."""
+    def migration_uris(self, target: Side) -> tuple[str, str]:
+        """The wire on the manager network, and the target's level-1 guest at its end."""
         assert isinstance(target, NestedSide)
-        return f"tcp:{target.level1.options.address}:{MIGRATION_PORT}"
+        place = (target.level1.options.address, MIGRATION_PORT)
+        self._cut_wire()
+        self._wire = MigrationWire(LAB_ADDRESS, place)
+        return "tcp:{}:{}".format(*self._wire.address), "tcp:{}:{}".format(*place)
+
+    def limit_migration(self, bytes_per_s: int) -> None:
+        """Limit the wire, where that is slow: by QEMU a pass can't be."""
+        if self._wire is not None:
+            self._wire.limit(bytes_per_s if bytes_per_s < SLOW_BYTES_PER_S else None)
+
+    def _cut_wire(self) -> None:
+        if self._wire is not None:
+            self._wire.close()
+            self._wire = None
 
     def boot(self, side: Side) -> HostedGuest:
         """The level-2 guest, ready for traffic: it comes in from its saved state."""
