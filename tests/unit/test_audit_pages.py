@@ -20,14 +20,25 @@ RAM, SECOND = 0, 1
 class Space:
     """A DMA space whose log runs, and two files of guest memory, the first one the larger."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, log_in_ram: bool = False) -> None:
         self.dma = _native.DmaSpace()
         self.pages = FilePages(self.dma)
         self._fds = [_file("ram", PAGES), _file("second", PAGES // 2), _file("log", 8)]
-        self.dma.map(LOG, 8 * PAGE_BYTES, self._fds[2], 0, True, True)
+        if log_in_ram:
+            self._map_scattered_log()
+        else:
+            self.dma.map(LOG, 8 * PAGE_BYTES, self._fds[2], 0, True, True)
         self.map(0, RAM, 0)
         self.pages.record(True)
         self.dma.start_log(LOG, LOG + 8 * PAGE_BYTES)
+
+    def _map_scattered_log(self) -> None:
+        """Pages 63, 61 .. 49 of the RAM, as a level-1 guest happens to have them free."""
+        for number in range(8):
+            offset = PAGES - 1 - 2 * number
+            self.dma.map(
+                LOG + number * PAGE_BYTES, PAGE_BYTES, self._fds[RAM], offset * PAGE_BYTES, True, True
+            )
 
     def map(self, page: int, file: int, offset_pages: int) -> None:
         self.dma.map(page * PAGE_BYTES, PAGE_BYTES, self._fds[file], offset_pages * PAGE_BYTES, True, True)
@@ -107,3 +118,13 @@ def test_pages_of_a_further_file_have_numbers_of_their_own(space: Space) -> None
         assert other % (1 << 40) == 2
         assert taken.unmarked == set()
         assert space.pages.last_write(other) == (8, 4, False)
+
+
+def test_log_in_the_same_file_as_the_guests_memory_is_none_of_it() -> None:
+    space = Space(log_in_ram=True)
+    with space.pages.watch() as audit:
+        space.map(5, RAM, 7)
+        space.write(5)
+        taken = space.pages.take(audit)
+    assert (taken.written, taken.unmarked, taken.marked) == ({7}, set(), 1)
+    space.close()

@@ -85,15 +85,20 @@ class FilePages:
         self._first: dict[int, tuple[int, int]] = {}
         """Per file, by its address >> 12 in this process: how many pages, and the number of the first."""
 
+        self._of_logs: set[int] = set()
+
     def record(self, on: bool) -> None:
         """As AuditPages says."""
         self._space.record_marks(on)
         self._space.record_places(on)
 
     def watch(self) -> WriteAudit:
-        """As AuditPages says. The log has a file of its own."""
+        """As AuditPages says. The log can lie in the same file as the rest: the RAM of a level-1 guest."""
         self._first.clear()
-        return WriteAudit(self._new_files())
+        self._of_logs.clear()
+        audit = WriteAudit(self._new_files())
+        self._note_log()
+        return audit
 
     def take(self, audit: WriteAudit) -> Taken:
         """As AuditPages says. What was written to a file before the first call that sees it is not."""
@@ -101,6 +106,8 @@ class FilePages:
         written: set[int] = set()
         places = self._space.take_marked_places(lambda: written.update(audit.checkpoint()))
         marked = {page for place in places if (page := self._number(place)) is not None}
+        self._note_log()
+        written -= self._of_logs
         return Taken(written, written - marked, len(marked))
 
     def last_write(self, page: int) -> tuple[int, int, bool] | None:
@@ -110,17 +117,21 @@ class FilePages:
                 return self._space.last_write(address + page - first)
         return None
 
+    def _note_log(self) -> None:
+        """Learn which pages hold the log: its bits are set by the device, and are no guest's memory."""
+        base, end = self._space.log_range() or (0, 0)
+        for entry in self._space.mappings():
+            first, behind = max(entry.iova, base), min(entry.iova + entry.size_bytes, end)
+            for iova in range(first // PAGE_BYTES * PAGE_BYTES, behind, PAGE_BYTES):
+                page = self._number((entry.address + iova - entry.iova) // PAGE_BYTES)
+                if page is not None:
+                    self._of_logs.add(page)
+
     def _new_files(self) -> Iterable[Watched]:
-        log = self._space.log_range()
-        of_log = {
-            entry.address - entry.offset_bytes
-            for entry in self._space.mappings()
-            if log and entry.iova <= log[0] < entry.iova + entry.size_bytes
-        }
         files = [
             (size, address)
             for address, size, writable in self._space.files()
-            if writable and address not in of_log and address // PAGE_BYTES not in self._first
+            if writable and address // PAGE_BYTES not in self._first
         ]
         found = []
         for size, address in sorted(files, reverse=True):

@@ -14,6 +14,7 @@ import signal
 from collections.abc import Sequence
 
 from vdpa_net.errors import LabError
+from vdpa_net.wire.vhost_user import ProtocolFeature
 
 ABI = 25
 EAL_MEMORY_MIB = 64
@@ -42,8 +43,13 @@ class Dpdk:
         self._operations[_NEW_DEVICE] = ctypes.cast(self._new_device, ctypes.c_void_p)
         self._operations[_DESTROY_DEVICE] = ctypes.cast(self._destroy_device, ctypes.c_void_p)
 
-    def serve(self, address: str, socket: str) -> None:
-        """Offer the vDPA device at a PCI address on a socket."""
+    def serve(self, address: str, socket: str, *, host_notifiers: bool = True) -> None:
+        """Offer the vDPA device at a PCI address on a socket.
+
+        Without `host_notifiers` the front end does not map doorbells. While DPDK switches to logging in
+        software it takes them back and waits for the answer, within a message that the front end waits for:
+        QEMU (8.0 and newer) answers nothing meanwhile, and both hang.
+        """
         device = self._vhost.rte_vdpa_find_device_by_name(address.encode())
         if not device:
             raise LabError(
@@ -52,6 +58,11 @@ class Dpdk:
         path = socket.encode()
         self._must("register", path, ctypes.c_uint64(0))
         self._must("attach_vdpa_device", path, ctypes.c_void_p(device))
+        if not host_notifiers:
+            offered = ctypes.c_uint64()
+            self._must("get_protocol_features", path, ctypes.byref(offered))
+            wanted = offered.value & ~(1 << ProtocolFeature.HOST_NOTIFIER)
+            self._must("set_protocol_features", path, ctypes.c_uint64(wanted))
         # The library calls them without looking whether there are any.
         self._must("callback_register", path, ctypes.byref(self._operations))
         self._must("start", path)
@@ -92,7 +103,7 @@ def main() -> None:
     # Before any thread of the libraries comes, which would take the signal.
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     dpdk = Dpdk(eal_arguments(arguments.address, software_live_migration=arguments.sw_live_migration))
-    dpdk.serve(arguments.address, arguments.socket)
+    dpdk.serve(arguments.address, arguments.socket, host_notifiers=not arguments.sw_live_migration)
     _tell(f"listening on {arguments.socket}")
     signal.sigwait({signal.SIGTERM, signal.SIGINT})
     dpdk.stop(arguments.socket)
