@@ -257,6 +257,9 @@ class DataPlane:
         the control queue; kicks of doorbell 2 arrive at the control queue's eventfd. Raises StateError if a
         queue runs."""
 
+    def set_poll_us(self, poll_us: int) -> None:
+        """Poll rings and back end for so many microseconds after work, then sleep; at first 20."""
+
     def set_active_pairs(self, count: int) -> None:
         """Only the first `count` pairs receive from now on (at first: all). On return nothing is received on
         the others any more; what had come for them was delivered while buffers lasted, the rest is counted

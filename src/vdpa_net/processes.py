@@ -130,6 +130,7 @@ def make_device(device: NicDevice, backend: Backend) -> NetDevice:
         tx_queue_size=device.tx_queue_size,
         vectors=device.vectors,
         mq=device.mq,
+        poll_us=device.poll_us,
         disabled_features=device.disabled_features | ({"mtu"} if device.host_mtu == 0 else set()),
         enabled_features=device.enabled_features,
     )

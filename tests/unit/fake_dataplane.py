@@ -194,6 +194,9 @@ class FakePlane:
     def set_multiqueue(self, on: bool) -> None:
         self.multiqueue = on
 
+    def set_poll_us(self, poll_us: int) -> None:
+        self.poll_us = poll_us
+
     def set_active_pairs(self, count: int) -> None:
         self.calls.append(("active", count))
 

@@ -175,6 +175,10 @@ impl DataPlane {
         py.detach(|| self.plane.set_packet_hook(hook.as_ref()));
     }
 
+    fn set_poll_us(&self, poll_us: u32) {
+        self.plane.set_poll_us(poll_us);
+    }
+
     fn set_active_pairs(&self, py: Python<'_>, count: u16) -> PyResult<()> {
         self.detached(py, |plane| plane.set_active_pairs(count))
     }

@@ -31,6 +31,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
         help="device in QEMU's syntax: virtio-net-pci,netdev=..,mac=..,vdpa=on",
     )
     add_profile(parser, default="vdpa")
+    add_poll_us(parser)
     add_faults(parser)
     add_seed(parser)
     _add_observation(parser)
@@ -46,7 +47,9 @@ def device_request(arguments: argparse.Namespace) -> DeviceRequest:
     from vdpa_net.record import replace  # noqa: PLC0415
 
     faults = tuple(parse_fault(text, seed=arguments.seed) for text in arguments.fault)
-    device = replace(parse_device(arguments.device), profile=find_profile(arguments.profile))
+    device = replace(
+        parse_device(arguments.device), profile=find_profile(arguments.profile), poll_us=arguments.poll_us
+    )
     observation = Observation(arguments.trace, arguments.metrics)
     return DeviceRequest(parse_netdev(arguments.netdev), device, faults, observation, arguments.pcap)
 
@@ -89,6 +92,18 @@ def add_profile(parser: argparse.ArgumentParser, *, default: str | None) -> None
         metavar="PROFILE",
         help="layout of the LM registers: vdpa, ifcvf, ifcvf-linux, or MODULE:NAME in Python"
         + ("" if default else " (default: what the device's subsystem id tells)"),
+    )
+
+
+def add_poll_us(parser: argparse.ArgumentParser) -> None:
+    """`--poll-us`."""
+    from vdpa_net.cli.parser import whole_number  # noqa: PLC0415
+
+    parser.add_argument(
+        "--poll-us",
+        type=whole_number(0, 1_000_000),
+        metavar="US",
+        help="poll rings and back end for so many microseconds after work, then sleep (default: 20)",
     )
 
 

@@ -125,15 +125,24 @@ impl Events {
             .collect()
     }
 
+    /// Whether the port has a packet now.
+    pub(super) fn is_readable(&self, port: &Port) -> bool {
+        poll(port, libc::POLLIN, Duration::ZERO)
+    }
+
     /// Whether the port takes packets again within `patience`.
     pub(super) fn wait_writable(&self, port: &Port, patience: Duration) -> bool {
-        let mut poll = libc::pollfd {
-            fd: port.poll_fd().as_raw_fd(),
-            events: libc::POLLOUT,
-            revents: 0,
-        };
-        // SAFETY: the pointer is that of one live pollfd, and the count is 1.
-        let ready = unsafe { libc::poll(&mut poll, 1, patience.as_millis() as libc::c_int) };
-        ready > 0
+        poll(port, libc::POLLOUT, patience)
     }
+}
+
+fn poll(port: &Port, events: libc::c_short, patience: Duration) -> bool {
+    let mut poll = libc::pollfd {
+        fd: port.poll_fd().as_raw_fd(),
+        events,
+        revents: 0,
+    };
+    // SAFETY: the pointer is that of one live pollfd, and the count is 1.
+    let ready = unsafe { libc::poll(&mut poll, 1, patience.as_millis() as libc::c_int) };
+    ready > 0
 }

@@ -31,8 +31,8 @@ pub(crate) use pair::{Direction, Pair};
 pub(crate) use queue::{Queue, Slot};
 pub(crate) use signal::{new_eventfd, set_nonblocking, Drained, Signal};
 
-/// How long the rings are looked at after work. A kick costs its sender more than this.
-const LINGER: Duration = Duration::from_micros(20);
+/// How long is polled after work where nobody says otherwise. A kick costs its sender more than this.
+pub const DEFAULT_POLL_US: u32 = 20;
 
 /// The thread of a pair. It ends, and is waited for, when this is dropped.
 #[derive(Debug)]
@@ -123,7 +123,8 @@ impl Run {
 
     /// Whether work came while we looked.
     fn linger(&self) -> bool {
-        let end = Instant::now() + LINGER;
+        let patience = Duration::from_micros(u64::from(self.pair.poll_us()));
+        let end = Instant::now() + patience;
         while Instant::now() < end {
             if self.pair.has_work() {
                 return true;

@@ -16,6 +16,7 @@ use super::queue::{Queue, Slot};
 use super::receive::{Ended, Inbox};
 use super::signal::Signal;
 use super::transmit::count_own;
+use super::DEFAULT_POLL_US;
 use crate::backend::{Port, Sent};
 use crate::error::{Error, Result};
 use crate::filter::ReceiveFilter;
@@ -71,6 +72,8 @@ pub(crate) struct Pair {
     pub(crate) tx: Queue,
     pub(super) port: Port,
     pub(super) events: Events,
+    /// How long the rings and the port are polled after work.
+    poll_us: AtomicU32,
     state: Mutex<State>,
     /// Notified when a packet hook has been called and its packet is done.
     pub(super) hook_returned: Condvar,
@@ -107,6 +110,7 @@ impl Pair {
             tx,
             port,
             events,
+            poll_us: AtomicU32::new(DEFAULT_POLL_US),
             state: Mutex::new(State {
                 rx: Side::default(),
                 tx: Side::default(),
@@ -148,6 +152,15 @@ impl Pair {
             let _ = understudy.kick.write(1);
         }
         true
+    }
+
+    pub(super) fn poll_us(&self) -> u32 {
+        self.poll_us.load(Ordering::Relaxed)
+    }
+
+    /// Poll for so long after work from now on; 0: not at all.
+    pub(crate) fn set_poll_us(&self, poll_us: u32) {
+        self.poll_us.store(poll_us, Ordering::Relaxed);
     }
 
     pub(crate) fn queue(&self, direction: Direction) -> &Queue {
@@ -281,14 +294,26 @@ impl Pair {
         worked
     }
 
-    /// Whether a look at the rings is worth a batch.
+    /// Whether a look at the rings and the port says that a batch is worth it.
     pub(super) fn has_work(&self) -> bool {
         let mut guard = self.state.lock();
         let state = &mut *guard;
-        if state.tx_is_blocked || state.tx.slot.waits(&self.space) {
+        if !state.tx_is_blocked && self.offers_chain(&mut state.tx) {
+            return true;
+        }
+        match state.rx_ended {
+            // A packet that waits for more chains than there are would make this say yes for ever.
+            Some(Ended::NoBuffers) => state.inbox.is_empty() && self.offers_chain(&mut state.rx),
+            Some(Ended::NoPackets) => !state.port_is_gone && self.events.is_readable(&self.port),
+            _ => false,
+        }
+    }
+
+    fn offers_chain(&self, side: &mut Side) -> bool {
+        if side.slot.waits(&self.space) {
             return false;
         }
-        match state.tx.slot.ring.as_deref_mut() {
+        match side.slot.ring.as_deref_mut() {
             // A fault is for the next batch to report.
             Some(ring) => ring.has_available(&self.space.lock()) != Ok(false),
             None => false,

@@ -81,6 +81,10 @@ impl Inbox {
         }
     }
 
+    pub(super) fn is_empty(&self) -> bool {
+        self.pending.is_none()
+    }
+
     /// No chain is taken.
     pub(super) fn begin(&mut self) {
         self.used.clear();
