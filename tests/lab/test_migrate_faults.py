@@ -48,9 +48,12 @@ def fired(verdict: dict[str, object], fault: str) -> int:
     ],
 )
 def test_fault_fires_and_fails_its_lines(tmp_path: Path, fault: str) -> None:
-    code, verdict, printed = migrate(tmp_path, "--rounds", "1", "--qemu", "image", "--fault", fault)
+    words = ("--rounds", "1", "--qemu", "image", "--report", str(tmp_path / "report"))
+    code, verdict, printed = migrate(tmp_path, *words, "--fault", fault)
     must, may = EXPECTED[fault]
     assert code == 1, printed
+    assert "verdict: FAIL" in printed
+    assert "FAIL" in (tmp_path / "report" / "index.html").read_text()
     assert must <= failed(verdict) <= must | may, printed
     assert fired(verdict, fault) >= 1
     for line in verdict["lines"]:

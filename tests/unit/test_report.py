@@ -98,6 +98,19 @@ class Page(HTMLParser):
         self.text += data
 
 
+def test_round_whose_guest_did_not_arrive_is_told_without_pictures(tmp_path: Path) -> None:
+    item = a_round(1, compares_ram=True)
+    for name in ("timeline", "transferred_bytes", "gap_ms", "downtime_ms", "passes", "lost_in_gap"):
+        item.pop(name, None)
+    given = verdict(item)
+    given["context"] |= {"packed": False, "faults": ["no-announce"], "host": {"machine": "x86_64"}}
+    page = Page(write_report(tmp_path, given).read_text())
+    assert page.sources == []
+    assert "machine x86_64" in page.text
+    assert "no-announce" in page.text
+    assert "[" not in page.text.partition("How it was run")[2]
+
+
 def test_page_holds_everything_and_asks_nobody(tmp_path: Path) -> None:
     given = verdict(a_round(1, compares_ram=True), a_round(2, compares_ram=False))
     path = write_report(tmp_path / "report", given)

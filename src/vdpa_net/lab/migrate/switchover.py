@@ -217,14 +217,17 @@ class RoundRunner:
         self._timeline.ended_ns = ended.seen_ns
         info = self._source.machine.qmp("query-migrate")
         self._round.arrival = self._arrival(ended.data["status"], info.get("error-desc", ""))
-        self._round.figures |= {
+        ram = info.get("ram", {})
+        figures = {
             "downtime_ms": info.get("downtime"),
             "total_time_ms": info.get("total-time"),
-            "passes": info.get("ram", {}).get("dirty-sync-count"),
-            "transferred_bytes": info.get("ram", {}).get("transferred"),
+            "passes": ram.get("dirty-sync-count"),
+            "transferred_bytes": ram.get("transferred"),
             "samples": [asdict(sample) for sample in precopy.samples],
             "pass_starts": precopy.passes(),
         }
+        # QEMU tells little of a migration that has failed.
+        self._round.figures |= {name: value for name, value in figures.items() if value is not None}
         self._look_at_stop()
 
     def _look_at_stop(self) -> None:

@@ -35,7 +35,8 @@ MEANINGS = {
     "where RAM was compared, both machines stood still for it, and that time is in the gap",
     "downtime": "what QEMU says: how long the source had the machine stopped before the end",
     "lost in gap": "packets to the guest that were sent after the source's device began to stop and before "
-    "the guest received again: nobody was there to take them",
+    "the guest received again: nobody was there to take them; and what waited right before the stop for a "
+    "guest without receive buffers",
     "late pages": "pages that the device wrote after QEMU had sent them: only the dirty log saves these",
 }
 
@@ -188,9 +189,18 @@ def _counters(rounds: Sequence[Mapping[str, Any]]) -> str:
     return (_table(headings, rows, numbers_from=1) if rows else "") + notes
 
 
+def _plain(value: Any) -> str:
+    """A value as a person writes it."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_plain(item)}" for name, item in value.items())
+    return ", ".join(map(_plain, value)) if isinstance(value, list | tuple) else str(value)
+
+
 def _settings(context: Mapping[str, Any]) -> str:
     rows = [
-        (escape(name), escape(str(value)))
+        (escape(name.replace("_", " ")), escape(_plain(value)))
         for name, value in context.items()
         if name not in LONG_FIELDS and value not in (None, [], {}, "")
     ]

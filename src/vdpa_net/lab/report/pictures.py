@@ -129,7 +129,7 @@ def _back_ns(timeline: Mapping[str, Any]) -> int:
 def _dirty(pyplot: Any, item: Round) -> Any:
     """Above what QEMU had left to send in each pass, below what the device wrote and marked meanwhile."""
     samples, series = item.get("samples") or [], item.get("audit_series") or []
-    if not samples or not series:
+    if not samples or not series or "timeline" not in item:
         return None
     zero = item["timeline"]["begun_ns"]
     figure, (above, below) = pyplot.subplots(2, 1, figsize=(10, 4.8), sharex=True)
@@ -139,7 +139,8 @@ def _dirty(pyplot: Any, item: Round) -> Any:
     for number, start in item["pass_starts"]:
         at = (start - zero) / 1e9
         above.axvline(at, color=GREY, linewidth=0.8, linestyle=":")
-        above.text(at, 1.0, f" pass {number}", transform=above.get_xaxis_transform(), fontsize=8, color=GREY)
+        place = above.get_xaxis_transform()
+        above.text(at, 0.97, f" pass {number}", transform=place, fontsize=8, color=GREY, va="top")
     above.set_yscale("symlog", linthresh=100)
     above.set_ylabel("pages")
     above.set_ylim(bottom=0)
