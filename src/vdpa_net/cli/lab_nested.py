@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rate",
         type=whole_number(1),
         metavar="PPS",
-        help="packets/s per direction, by the guest's clock (20, with --iommu 10)",
+        help="packets/s per direction, by the guest's clock (100, with --iommu 10)",
     )
     options.add_machine(parser, min_memory_mib=MIN_MEMORY_MIB)
     parser.set_defaults(memory=MIN_MEMORY_MIB)

@@ -25,7 +25,7 @@ from vdpa_net.lab.nested.warm import warm_state
 from vdpa_net.lab.program import machine_name
 from vdpa_net.migration.verdict import Line
 
-RATE_PPS = 20
+RATE_PPS = 100
 """By the guest's clock, which is slow while it works; what is sent to it follows the pace of its own."""
 
 IOMMU_RATE_PPS = 10
