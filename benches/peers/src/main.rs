@@ -2,7 +2,7 @@
 //! The native ends of `vdpa-net bench`. Each subcommand runs one sample and prints one line of JSON.
 //!
 //! ```text
-//! tap-write  --tap NAME --bytes N --seconds S --method write|writev|io_uring [--gso]
+//! tap-write  --tap NAME --bytes N --seconds S --method write|writev|io_uring [--gso] [--buffers N]
 //! tap-read   --tap NAME --bytes N --frames N --seconds S --fill-cpu N --read-cpu N
 //! front-end  --socket PATH --direction tx|rx|both --bytes N --seconds S [--ring split|packed]
 //!            [--pairs N] [--size N] [--log] [--gso] [--hugepages] [--gentle] [--burst INTERFACE]

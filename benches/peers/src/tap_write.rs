@@ -30,12 +30,16 @@ pub fn run(arguments: &mut Arguments) -> Result<Value> {
     let seconds = arguments.number("seconds")?;
     let method = arguments.text_or("method", "write");
     let is_gso = arguments.switch("gso");
+    let count: usize = arguments.number_or("buffers", 1)?;
     arguments.end()?;
     let packet = if is_gso {
         packet::gso(bytes)
     } else {
         packet::plain(bytes)
     };
+    // Buffers that take turns, as those of a ring do: a single one stays in the cache, however long it is.
+    let packets = vec![packet; count.max(1)];
+    let mut turns = packets.iter().cycle().map(Vec::as_slice);
     let mut method = match method.as_str() {
         "write" => Method::Write,
         "writev" => Method::Writev,
@@ -49,50 +53,57 @@ pub fn run(arguments: &mut Arguments) -> Result<Value> {
         }
     };
     for _ in 0..WARM_UP_FRAMES / BATCH {
-        write_batch(&tap, &packet, &mut method)?;
+        write_batch(&tap, &mut turns, &mut method)?;
     }
     let clock = Clock::start(seconds);
     let mut frames = 0;
     while !clock.is_over() {
-        write_batch(&tap, &packet, &mut method)?;
+        write_batch(&tap, &mut turns, &mut method)?;
         frames += u64::from(BATCH);
     }
     Ok(clock.report(frames))
 }
 
-fn write_batch(tap: &File, packet: &[u8], method: &mut Method) -> Result<()> {
+fn write_batch<'a>(
+    tap: &File,
+    turns: &mut impl Iterator<Item = &'a [u8]>,
+    method: &mut Method,
+) -> Result<()> {
+    let packets = turns.take(BATCH as usize);
     match method {
-        Method::Write => repeat(|| {
+        Method::Write => each(packets, |packet| {
             // SAFETY: the pointer and the length are those of a live slice.
             unsafe { libc::write(tap.as_raw_fd(), packet.as_ptr().cast(), packet.len()) }
         }),
-        Method::Writev => {
+        Method::Writev => each(packets, |packet| {
             let (header, frame) = packet.split_at(HEADER_BYTES);
             let parts = [header, frame].map(|part| libc::iovec {
                 iov_base: part.as_ptr().cast_mut().cast(),
                 iov_len: part.len(),
             });
-            repeat(|| {
-                // SAFETY: both parts are live slices, which writev only reads.
-                unsafe { libc::writev(tap.as_raw_fd(), parts.as_ptr(), parts.len() as i32) }
-            })
-        }
-        Method::IoUring(ring) => submit(ring, tap, packet),
+            // SAFETY: both parts are live slices, which writev only reads.
+            unsafe { libc::writev(tap.as_raw_fd(), parts.as_ptr(), parts.len() as i32) }
+        }),
+        Method::IoUring(ring) => submit(ring, tap, packets),
     }
 }
 
-fn repeat(write: impl Fn() -> isize) -> Result<()> {
-    for _ in 0..BATCH {
-        if write() < 0 {
+fn each<'a>(packets: impl Iterator<Item = &'a [u8]>, write: impl Fn(&[u8]) -> isize) -> Result<()> {
+    for packet in packets {
+        if write(packet) < 0 {
             return Err(Error::last("write to the tap"));
         }
     }
     Ok(())
 }
 
-fn submit(ring: &mut IoUring, tap: &File, packet: &[u8]) -> Result<()> {
+fn submit<'a>(
+    ring: &mut IoUring,
+    tap: &File,
+    packets: impl Iterator<Item = &'a [u8]>,
+) -> Result<()> {
     let fd = types::Fd(tap.as_raw_fd());
-    for _ in 0..BATCH {
+    for packet in packets {
         let entry = opcode::Write::new(fd, packet.as_ptr(), packet.len() as u32).build();
         // SAFETY: the packet lives until every completion was seen, below.
         unsafe { ring.submission().push(&entry) }

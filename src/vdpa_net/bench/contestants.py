@@ -25,16 +25,27 @@ DPDK_DRIVERS = ("bus_vdev", "mempool_ring", "net_vhost", "net_null", "net_tap")
 
 
 class Device:
-    """`vdpa-net vhost` on a back end; `pinned` keeps it off the front end's processor."""
+    """`vdpa-net vhost` on a back end; `pinned` keeps it off the front end's processor.
+
+    `poll_us` is how long it polls after work, by default as long as a device does.
+    """
 
     def __init__(
-        self, name: str, netdev: str, directory: Path, properties: str = "", *, pinned: bool = True
+        self,
+        name: str,
+        netdev: str,
+        directory: Path,
+        properties: str = "",
+        *,
+        pinned: bool = True,
+        poll_us: int | None = None,
     ) -> None:
         self.socket = directory / f"{name}.sock"
         device = f"virtio-net-pci,netdev=n,vdpa=on{properties}"
         arguments = [
             *("vhost", "--vhost-socket", str(self.socket)),
             *("--netdev", netdev, "--device", device),
+            *(() if poll_us is None else ("--poll-us", str(poll_us))),
         ]
         self._process = SideProcess(name, arguments, directory)
         self._process.wait_ready()

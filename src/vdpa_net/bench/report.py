@@ -20,6 +20,7 @@ class Report:
     rounds: int
     seconds: float
     results: list[CaseResult]
+    poll_us: int | None = None
 
     @property
     def missed(self) -> list[CaseResult]:
@@ -33,12 +34,14 @@ class Report:
             "host": self.host,
             "rounds": self.rounds,
             "seconds": self.seconds,
+            "poll_us": self.poll_us,
             "cases": [result.to_json() for result in self.results],
         }
 
     def table(self) -> Table:
         """Ratios first; absolute figures are for information."""
         title = f"vdpa-net bench: {self.host['processor']}, {self.host['cores']} cores, {self.rounds} rounds"
+        title += "" if self.poll_us is None else f", polling {self.poll_us} us"
         table = Table(title=title, caption="median \\[min to max]; ratio is the first contestant by this one")
         for heading in ("case", "contestant", "", "ratio", "goal"):
             table.add_column(heading, justify="right" if heading == "ratio" else "left")

@@ -19,13 +19,15 @@ RING_SIZE = 256
 
 
 @contextmanager
-def ring_cases(peers: Peers, image: Image, directory: Path) -> Iterator[list[Case]]:
+def ring_cases(
+    peers: Peers, image: Image, directory: Path, poll_us: int | None = None
+) -> Iterator[list[Case]]:
     """Transmit and receive, 64 and 1500 bytes, split and packed, and what logging costs."""
     cases: list[Case] = []
     with ExitStack() as stack:
         for size in SIZES_BYTES:
             source = f"null,id=n,source=on,packet_bytes={size}"
-            device = Device(f"null-{size}", source, directory, ",packed=on")
+            device = Device(f"null-{size}", source, directory, ",packed=on", poll_us=poll_us)
             stack.callback(device.close)
             dpdk = Dpdk(f"dpdk-null-{size}", f"net_null0,size={size}", image, directory)
             stack.callback(dpdk.close)

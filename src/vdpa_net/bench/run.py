@@ -31,11 +31,15 @@ Group = Callable[[], AbstractContextManager[list[Case]]]
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to measure. `groups` are names of GROUPS, empty for all; `only` is a part of the keys wanted."""
+    """What to measure. `groups` are names of GROUPS, empty for all; `only` is a part of the keys wanted.
+
+    `poll_us` is how long the device of the groups `tap` and `ring` polls after work; None: its default.
+    """
 
     quick: bool = False
     groups: tuple[str, ...] = ()
     only: str = ""
+    poll_us: int | None = None
     json_path: Path | None = None
     plot_directory: Path | None = None
     cache: Path | None = None
@@ -67,7 +71,7 @@ def run_bench(options: BenchOptions, console: Console) -> Report:
     enter_private_network()
     with tempfile.TemporaryDirectory(prefix="vdpa-net-bench-") as directory, shown_on(console) as progress:
         results = _run_groups(options, Path(directory), progress)
-    report = Report(machine, options.rounds, options.seconds, results)
+    report = Report(machine, options.rounds, options.seconds, results, options.poll_us)
     console.print(report.table())
     if options.json_path:
         options.json_path.write_text(json.dumps(report.to_json(), indent=2) + "\n")
@@ -86,8 +90,8 @@ def _run_groups(options: BenchOptions, directory: Path, progress: ProgressCallba
     with ExitStack() as stack:
         network = stack.enter_context(LabNetwork())
         groups: dict[str, Group] = {
-            "tap": lambda: tap_cases(peers, built, directory, network),
-            "ring": lambda: ring_cases(peers, built, directory),
+            "tap": lambda: tap_cases(peers, built, directory, network, options.poll_us),
+            "ring": lambda: ring_cases(peers, built, directory, options.poll_us),
             "control": lambda: control_cases(directory, quick=options.quick),
             "guest": lambda: guest_cases(built, directory, network, options.seconds),
             "migration": lambda: migration_cases(directory, quick=options.quick),

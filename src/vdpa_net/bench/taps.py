@@ -18,6 +18,7 @@ from vdpa_net.lab.network import LabNetwork
 WRITE = "bare tap, write"
 READ = "bare tap, read"
 IO_URING = "bare tap, io_uring"
+WRITE_RING = "bare tap, write, as many buffers as the ring"
 WRITEV = "bare tap, writev"
 DPDK = "DPDK net_vhost + net_tap"
 LOGGING_OFF = "logging off"
@@ -43,8 +44,10 @@ class _Taps:
         shape = {"ring": "split", "size": RING_SIZE, **options}
         return drive(contestant, self.peers, direction=direction, bytes=size, **shape)
 
-    def write(self, size: int, method: str = "write", *, gso: bool = False) -> float:
-        return self.peers.mega_frames("tap-write", tap=BARE_TAP, bytes=size, method=method, gso=gso)
+    def write(self, size: int, method: str = "write", *, gso: bool = False, buffers: int = 1) -> float:
+        return self.peers.mega_frames(
+            "tap-write", tap=BARE_TAP, bytes=size, method=method, gso=gso, buffers=buffers
+        )
 
     def read(self, size: int) -> float:
         return self.peers.mega_frames(
@@ -57,16 +60,17 @@ class _Taps:
 
 
 @contextmanager
-def tap_cases(peers: Peers, image: Image, directory: Path, network: LabNetwork) -> Iterator[list[Case]]:
+def tap_cases(
+    peers: Peers, image: Image, directory: Path, network: LabNetwork, poll_us: int | None = None
+) -> Iterator[list[Case]]:
     """Limits and the device in both directions; GSO, packed rings, two queue pairs, logging."""
     network.make_tap(BARE_TAP)
     with ExitStack() as stack:
         options = ",packed=on,mq=on"
-        device = Device("tap", f"tap,id=n,ifname={DEVICE_TAP}", directory, options)
+        device = Device("tap", f"tap,id=n,ifname={DEVICE_TAP}", directory, options, poll_us=poll_us)
         stack.callback(device.close)
-        two_pairs = Device(
-            "tap2", f"tap,id=n,ifname={TWO_PAIRS_TAP},queues=2", directory, options, pinned=False
-        )
+        two_queues = f"tap,id=n,ifname={TWO_PAIRS_TAP},queues=2"
+        two_pairs = Device("tap2", two_queues, directory, options, pinned=False, poll_us=poll_us)
         stack.callback(two_pairs.close)
         dpdk = Dpdk("dpdk-tap", f"net_tap0,iface={DPDK_TAP}", image, directory)
         stack.callback(dpdk.close)
@@ -111,8 +115,10 @@ def _transmit(taps: _Taps) -> Iterator[Case]:
         {
             SUBJECT: partial(taps.drive, taps.device, "tx", GSO_BYTES, gso=True),
             WRITE: partial(taps.write, GSO_BYTES, gso=True),
+            WRITE_RING: partial(taps.write, GSO_BYTES, gso=True, buffers=RING_SIZE),
         },
         Goal(WRITE, at_least=0.9),
+        Goal(WRITE_RING, at_least=0.9),
     )
 
 

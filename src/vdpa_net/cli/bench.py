@@ -23,6 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose key has this in it")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="draw pictures of the ratios there")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a goal is missed")
+    options.add_poll_us(parser)
     options.add_json(parser)
 
 
@@ -36,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
         quick=arguments.quick,
         groups=tuple(arguments.group),
         only=arguments.only,
+        poll_us=arguments.poll_us,
         json_path=arguments.json,
         plot_directory=arguments.plot,
     )
