@@ -16,7 +16,7 @@ use crate::counters::Drop;
 use crate::error::{Error, Result};
 use crate::memory::{Memory, Range};
 use loopback::{Loopback, LoopbackPort};
-use null::NullPort;
+use null::{NullPort, SourceTurn};
 use recorder::RecordedPort;
 use steering::Steering;
 use tap::TapPort;
@@ -251,25 +251,13 @@ impl Port {
         }
     }
 
-    /// Whether [`Self::receive_into`] works.
-    pub(crate) fn receives_direct(&self) -> bool {
-        !matches!(self, Self::Recorded(_))
-    }
-
-    /// Take the next packet straight into guest memory, which is marked; what does not fit there goes to the beginning
-    /// of `spill`. `Err`: the ranges can't be written, and the packet still waits.
-    pub(crate) fn receive_into(
-        &self,
-        memory: &Memory<'_>,
-        ranges: &[Range],
-        spill: &mut [u8],
-    ) -> Result<Received> {
-        match self {
-            Self::Loopback(port) => port.receive_into(memory, ranges, spill),
-            Self::Null(port) => port.receive_into(memory, ranges, spill),
-            Self::Recorded(_) => Ok(Received::Empty),
-            Self::Tap(port) => port.receive_into(memory, ranges, spill),
-        }
+    /// What the packets of a batch are received by.
+    pub(crate) fn receiver(&self) -> Receiver<'_> {
+        let turn = match self {
+            Self::Null(port) => port.turn(),
+            _ => None,
+        };
+        turn.map_or(Receiver::Port(self), Receiver::Source)
     }
 
     /// Take the next packet into `buffer`; one that is longer comes cut to its size.
@@ -279,6 +267,43 @@ impl Port {
             Self::Null(port) => port.receive(buffer),
             Self::Recorded(port) => port.receive(buffer),
             Self::Tap(port) => port.receive(buffer),
+        }
+    }
+}
+
+/// A port during a batch.
+pub(crate) enum Receiver<'a> {
+    Port(&'a Port),
+    Source(SourceTurn<'a>),
+}
+
+impl Receiver<'_> {
+    /// Whether [`Self::receive_into`] works.
+    pub(crate) fn is_direct(&self) -> bool {
+        !matches!(self, Self::Port(Port::Recorded(_)))
+    }
+
+    /// Take the next packet straight into guest memory, which is marked; what does not fit there goes to the beginning
+    /// of `spill`. `Err`: the ranges can't be written, and the packet still waits.
+    pub(crate) fn receive_into(
+        &mut self,
+        memory: &Memory<'_>,
+        ranges: &[Range],
+        spill: &mut [u8],
+    ) -> Result<Received> {
+        match self {
+            Self::Source(source) => source.receive_into(memory, ranges, spill),
+            Self::Port(Port::Loopback(port)) => port.receive_into(memory, ranges, spill),
+            Self::Port(Port::Tap(port)) => port.receive_into(memory, ranges, spill),
+            Self::Port(Port::Null(_) | Port::Recorded(_)) => Ok(Received::Empty),
+        }
+    }
+
+    /// Take the next packet into `buffer`; one that is longer comes cut to its size.
+    pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> Received {
+        match self {
+            Self::Source(source) => source.receive(buffer),
+            Self::Port(port) => port.receive(buffer),
         }
     }
 }

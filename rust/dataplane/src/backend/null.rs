@@ -8,7 +8,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use vmm_sys_util::eventfd::EventFd;
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -132,24 +132,14 @@ impl NullPort {
 
     pub(super) fn receive(&self, buffer: &mut [u8]) -> Received {
         match &self.source {
-            // A copy does not fail.
-            Some(source) => source
-                .take(|packet| Ok(copy(packet, buffer)))
-                .unwrap_or(Received::Empty),
+            Some(source) => source.turn().receive(buffer),
             None => Received::Empty,
         }
     }
 
-    pub(super) fn receive_into(
-        &self,
-        memory: &Memory<'_>,
-        ranges: &[Range],
-        spill: &mut [u8],
-    ) -> Result<Received> {
-        match &self.source {
-            Some(source) => source.take(|packet| place(packet, memory, ranges, spill)),
-            None => Ok(Received::Empty),
-        }
+    /// The source for the packets of a batch.
+    pub(super) fn turn(&self) -> Option<SourceTurn<'_>> {
+        self.source.as_ref().map(Source::turn)
     }
 }
 
@@ -218,10 +208,19 @@ impl Source {
         })
     }
 
+    fn turn(&self) -> SourceTurn<'_> {
+        SourceTurn {
+            source: self,
+            state: self.state.lock(),
+        }
+    }
+
     /// The next packet, unless `take` fails to take it.
-    fn take(&self, take: impl FnOnce(&[u8]) -> Result<Received>) -> Result<Received> {
-        let mut guard = self.state.lock();
-        let state = &mut *guard;
+    fn take(
+        &self,
+        state: &mut SourceState,
+        take: impl FnOnce(&[u8]) -> Result<Received>,
+    ) -> Result<Received> {
         let Some(flow) = self.take_turn(state) else {
             state.sleep(TICK);
             return Ok(Received::Empty);
@@ -269,6 +268,34 @@ impl Source {
         let wait_us = missing * all / share.max(1);
         Duration::from_micros(u64::try_from(wait_us).unwrap_or(u64::MAX))
             .clamp(TICK, Duration::from_secs(1))
+    }
+}
+
+/// A source, locked. To lock it for each packet would make each wait until all that was stored before, for a guest that
+/// runs on another processor, has got there.
+pub(crate) struct SourceTurn<'a> {
+    source: &'a Source,
+    state: MutexGuard<'a, SourceState>,
+}
+
+impl SourceTurn<'_> {
+    pub(super) fn receive(&mut self, buffer: &mut [u8]) -> Received {
+        let received = self
+            .source
+            .take(&mut self.state, |packet| Ok(copy(packet, buffer)));
+        // A copy does not fail.
+        received.unwrap_or(Received::Empty)
+    }
+
+    pub(super) fn receive_into(
+        &mut self,
+        memory: &Memory<'_>,
+        ranges: &[Range],
+        spill: &mut [u8],
+    ) -> Result<Received> {
+        self.source.take(&mut self.state, |packet| {
+            place(packet, memory, ranges, spill)
+        })
     }
 }
 

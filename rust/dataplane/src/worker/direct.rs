@@ -55,8 +55,8 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
             return Ok(Direct::NotThisWay);
         }
         let inbox = &mut *self.inbox;
-        let port = &self.pair.port;
-        match port.receive_into(self.memory, &inbox.ranges, &mut inbox.buffer)? {
+        let (ranges, spill) = (&inbox.ranges, &mut inbox.buffer);
+        match self.port.receive_into(self.memory, ranges, spill)? {
             Received::Empty => Ok(Direct::Nothing(Ended::NoPackets)),
             Received::Packet(len) => self.place(len),
             Received::Failed(libc::EFAULT) => {

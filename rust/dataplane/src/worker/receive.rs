@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use super::direct::Direct;
 use super::pair::{Pair, Side, State};
-use crate::backend::Received;
+use crate::backend::{Received, Receiver};
 use crate::counters::{BatchCounters, Drop};
 use crate::filter::ReceiveFilter;
 use crate::memory::{Memory, Range};
@@ -178,8 +178,8 @@ impl Pair {
         let result = checked.and_then(|()| {
             with_ring!(ring, ring => {
                 let memory = &memory;
-                let counters = BatchCounters::default();
-                Batch { pair: self, memory, ring, chain, inbox, is_mergeable, counters }.run(budget)
+                let (port, counters) = (self.port.receiver(), BatchCounters::default());
+                Batch { pair: self, memory, ring, chain, inbox, is_mergeable, port, counters }.run(budget)
             })
         });
         match result {
@@ -216,6 +216,7 @@ impl Pair {
                 chain,
                 inbox,
                 is_mergeable: false,
+                port: self.port.receiver(),
                 counters: BatchCounters::default(),
             };
             batch.fetch()
@@ -230,6 +231,7 @@ pub(super) struct Batch<'a, 'm, R: Ring + ?Sized> {
     pub(super) chain: &'a mut Chain,
     pub(super) inbox: &'a mut Inbox,
     is_mergeable: bool,
+    pub(super) port: Receiver<'a>,
     counters: BatchCounters,
 }
 
@@ -247,7 +249,7 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
             if chains >= usize::from(budget) || packets >= budget {
                 break Ended::Budget;
             }
-            if self.inbox.goes_direct() && self.pair.port.receives_direct() {
+            if self.inbox.goes_direct() && self.port.is_direct() {
                 match self.receive_direct()? {
                     Direct::Delivered => chains += self.inbox.used.len(),
                     Direct::Dropped => {}
@@ -285,7 +287,7 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
         if !self.ring.has_available(self.memory)? {
             return Ok(Fetched::Nothing(Ended::NoBuffers));
         }
-        let len = match self.pair.port.receive(&mut self.inbox.buffer) {
+        let len = match self.port.receive(&mut self.inbox.buffer) {
             Received::Empty => return Ok(Fetched::Nothing(Ended::NoPackets)),
             Received::Failed(errno) => return Ok(Fetched::Nothing(Ended::BackendGone { errno })),
             Received::Packet(len) => len,
