@@ -6,6 +6,7 @@ mod loopback;
 mod null;
 mod pcapng;
 mod recorder;
+mod source;
 mod steering;
 mod tap;
 
@@ -16,13 +17,14 @@ use crate::counters::Drop;
 use crate::error::{Error, Result};
 use crate::memory::{Memory, Range};
 use loopback::{Loopback, LoopbackPort};
-use null::{NullPort, SourceTurn};
+use null::NullPort;
 use recorder::RecordedPort;
+use source::SourceTurn;
 use steering::Steering;
 use tap::TapPort;
 
-pub use null::SourceConfig;
 pub use recorder::Recorder;
+pub use source::SourceConfig;
 
 /// As many as 1024 virtqueues allow with a control queue (the doorbells and LM registers are for 1024).
 pub const MAX_QUEUE_PAIRS: u16 = 511;
