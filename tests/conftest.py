@@ -29,19 +29,7 @@ settings.load_profile("vdpa-net")
 
 CLONE_NEWNET = 0x40000000
 DEADLINE_SECONDS = 30
-MANY_DESCRIPTORS = 400
 T = TypeVar("T")
-
-
-@pytest.fixture(autouse=True)
-def _few_descriptors() -> Iterator[None]:
-    """A closed device is a cycle of references: it gives its descriptors back when the collector runs.
-
-    With 511 queue pairs that is thousands, and select() knows the first 1024 alone.
-    """
-    yield
-    if sum(1 for _ in Path("/proc/self/fd").iterdir()) > MANY_DESCRIPTORS:
-        gc.collect()
 
 
 def require(present: bool, what: str) -> None:

@@ -4,20 +4,23 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import resource
 import struct
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from conftest import open_fds
 from vdpa_net.backend import Backend
 from vdpa_net.backend.loopback import Loopback
 from vdpa_net.backend.null import Null, Source
 from vdpa_net.device.net_device import NetDevice
 from vdpa_net.driver.in_process import InProcessHandle
-from vdpa_net.errors import BackendError, OptionError, PeerError
+from vdpa_net.errors import BackendError, OptionError, PeerError, StateError
 from vdpa_net.testing.frames import FrameMint
 from vdpa_net.testing.guest_driver import WANTED, GuestDriver
 from vdpa_net.testing.guest_memory import GuestMemory
@@ -274,3 +277,25 @@ def test_a_source_numbers_the_packets_of_a_flow() -> None:
 def test_an_impossible_source_is_refused_by_name(bad: dict[str, int]) -> None:
     with pytest.raises(BackendError, match=next(iter(bad))):
         Source(**bad)
+
+
+def test_a_closed_device_gives_everything_back_at_once() -> None:
+    """Without waiting for the garbage collector, and to whoever still looks at it."""
+    gc.collect()
+    gc.disable()
+    try:
+        with contextlib.closing(Loopback(64)) as backend:
+            backend.native()
+            before, threads = open_fds(), threading.active_count()
+            device = NetDevice(backend, mac="52:54:00:00:00:01", mq=True)
+            assert len(open_fds()) > len(before) + 64
+            device.close()
+            assert open_fds() == before
+            assert threading.active_count() == threads
+            queues = device.snapshot()["queues"]
+            assert isinstance(queues, list) and len(queues) == 129
+            assert device.doorbells() == []
+            with pytest.raises(StateError, match="closed"):
+                device.region_read(4, 0, 4)
+    finally:
+        gc.enable()

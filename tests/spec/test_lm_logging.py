@@ -34,19 +34,6 @@ PAGE = 4096
 
 
 @pytest.fixture
-def device() -> Iterator[Rig]:
-    with rig() as made:
-        yield made
-
-
-@pytest.fixture
-def running() -> Iterator[Rig]:
-    with rig() as made:
-        made.driver.start()
-        yield made
-
-
-@pytest.fixture
 def long_frames() -> Iterator[Rig]:
     with rig(mtu=9000) as made:
         made.driver.start()

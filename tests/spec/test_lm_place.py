@@ -7,8 +7,6 @@ through region reads and writes of a device with its real data plane.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from spec.direct import (
@@ -24,19 +22,6 @@ from vdpa_net.driver.vdpa_driver import VdpaDriver
 from vdpa_net.errors import ProtocolError
 from vdpa_net.wire import virtio_pci
 from vdpa_net.wire.lm import VDPA
-
-
-@pytest.fixture
-def device() -> Iterator[Rig]:
-    with rig() as made:
-        yield made
-
-
-@pytest.fixture
-def running() -> Iterator[Rig]:
-    with rig() as made:
-        made.driver.start()
-        yield made
 
 
 def test_block_begins_right_behind_the_notify_region_of_its_bar(device: Rig) -> None:

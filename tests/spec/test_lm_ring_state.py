@@ -7,8 +7,6 @@ through region reads and writes of a device with its real data plane.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from spec.direct import (
@@ -19,19 +17,6 @@ from spec.direct import (
     Rig,
     rig,
 )
-
-
-@pytest.fixture
-def device() -> Iterator[Rig]:
-    with rig() as made:
-        yield made
-
-
-@pytest.fixture
-def running() -> Iterator[Rig]:
-    with rig() as made:
-        made.driver.start()
-        yield made
 
 
 def state(avail: int, used: int | None = None) -> int:

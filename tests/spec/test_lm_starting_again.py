@@ -7,8 +7,6 @@ through region reads and writes of a device with its real data plane.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from spec.direct import (
@@ -23,19 +21,6 @@ from vdpa_net.testing.guest_driver import WANTED
 from vdpa_net.wire import virtio_pci
 
 RARP = rarp_frame(bytes.fromhex("525400000001"))
-
-
-@pytest.fixture
-def device() -> Iterator[Rig]:
-    with rig() as made:
-        yield made
-
-
-@pytest.fixture
-def running() -> Iterator[Rig]:
-    with rig() as made:
-        made.driver.start()
-        yield made
 
 
 def state(avail: int, used: int | None = None) -> int:

@@ -8,7 +8,6 @@ through region reads and writes of a device with its real data plane.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
 
@@ -23,19 +22,6 @@ from spec.direct import (
 )
 from vdpa_net.wire import virtio_pci
 from vdpa_net.wire.lm import VDPA
-
-
-@pytest.fixture
-def device() -> Iterator[Rig]:
-    with rig() as made:
-        yield made
-
-
-@pytest.fixture
-def running() -> Iterator[Rig]:
-    with rig() as made:
-        made.driver.start()
-        yield made
 
 
 def state(avail: int, used: int | None = None) -> int:

@@ -6,8 +6,6 @@ Clauses are in the tests' docstrings.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from spec.direct import CTRL_QUEUE, MAC, PLAIN, RX, TX, Rig, eventfd_count, rig
@@ -16,19 +14,6 @@ from vdpa_net.wire import virtio_net, virtio_pci
 from vdpa_net.wire.virtio_pci import Status
 
 VECTORS = {RX: 1, TX: 2, CTRL_QUEUE: 3}
-
-
-@pytest.fixture
-def device() -> Iterator[Rig]:
-    with rig() as made:
-        yield made
-
-
-@pytest.fixture
-def running() -> Iterator[Rig]:
-    with rig() as made:
-        made.driver.start()
-        yield made
 
 
 def test_device_does_not_consume_buffers_before_driver_ok(device: Rig) -> None:

@@ -141,8 +141,8 @@ class CommonCfg:
             "queue_device": queue.device,
         }
         # queue_notif_config_data exists only with a feature of its own, the admin queues (4.1.4.3.1) with
-        # ADMIN_VQ: without those they read 0. queue_reset reads 1 while a reset is under way, and a reset is
-        # over before anything else is answered.
+        # ADMIN_VQ; neither is offered (docs/design.md says why), and without them they read 0. queue_reset
+        # reads 1 while a reset is under way, and a reset is over before anything else is answered.
         return values.get(name, 0)
 
     def _selected(self) -> Queue | None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from vdpa_net.device.plane import closable_plane
 from vdpa_net.record import Record
 
 if TYPE_CHECKING:
@@ -24,4 +25,4 @@ def native_engine() -> Engine:
     # Not at the top: importing the device must not need the extension.
     from vdpa_net import _native  # noqa: PLC0415
 
-    return Engine(_native.DmaSpace, _native.DataPlane)
+    return Engine(_native.DmaSpace, closable_plane)

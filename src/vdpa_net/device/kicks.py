@@ -59,6 +59,10 @@ class Kicks:
         except OSError as error:
             raise AccessError(f"kick for queue {queue}: fd {fd}: {error}", errno=error.errno) from error
 
+    def close(self) -> None:
+        """No doorbells any more: their eventfds go with the data plane."""
+        self._fds = []
+
     def unset_all(self) -> None:
         """The doorbells only, for every queue."""
         for queue in range(len(self._fds)):

@@ -25,7 +25,7 @@ from vdpa_net.device.monitor import Monitor
 from vdpa_net.device.msix import Msix
 from vdpa_net.device.net_config import parse_mac
 from vdpa_net.device.options import DEFAULT_POLL_US, check_options, check_poll_us
-from vdpa_net.device.packet_hooks import Packet, PacketAnswer, PacketHook, PacketHooks
+from vdpa_net.device.packet_hooks import NativeHook, Packet, PacketAnswer, PacketHook, PacketHooks
 from vdpa_net.device.page_requests import PageRequests
 from vdpa_net.device.pci import BarAccess
 from vdpa_net.device.virtio_device import VirtioNet
@@ -122,7 +122,7 @@ class NetDevice(Closing):
         self._monitor.watch(_PLANE, self._plane.event_fd())
         self._monitor.watch(_PAGE_REQUESTS, self._page_requests.event_fd)
         self._kicks = Kicks(self.options, self._plane, self._monitor)
-        self._packet_hooks = PacketHooks(self._plane.set_packet_hook)
+        self._packet_hooks = PacketHooks(self._install_packet_hook)
         overridden = (type(self).packet_from_guest, type(self).packet_to_guest)
         if overridden != (NetDevice.packet_from_guest, NetDevice.packet_to_guest):
             self.on_packet(self._own_hook)
@@ -349,6 +349,7 @@ class NetDevice(Closing):
         self._monitor.close()
         with self._lock:
             self.violations.refresh()
+            self._kicks.close()
             self._plane.close()
             self._page_requests.close()
             self._dma.unmap_all()
@@ -365,6 +366,9 @@ class NetDevice(Closing):
         if self._closed:
             raise StateError("the device is closed")
         return self._config if index == pci.CONFIG_REGION else self._bars[index]
+
+    def _install_packet_hook(self, callback: NativeHook | None) -> None:
+        self._plane.set_packet_hook(callback)
 
     def _vectors_bound(self, vectors: range) -> None:  # noqa: ARG002
         self._virtio.vectors_changed()

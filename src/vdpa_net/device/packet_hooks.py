@@ -35,6 +35,8 @@ class Packet(Record):
 
 PacketAnswer = None | bytes | Packet | Literal[Drop.DROP]
 PacketHook = Callable[[Packet], PacketAnswer]
+NativeHook = Callable[[bool, int, bytes], bytes | None]
+"""What the data plane calls: (to_guest, pair, header and frame) -> header and frame, None to drop it."""
 
 
 class PacketHooks:
@@ -44,7 +46,7 @@ class PacketHooks:
     hook (any more): then no Python is on the way of a packet.
     """
 
-    def __init__(self, install: Callable[[Callable[[bool, int, bytes], bytes | None] | None], None]) -> None:
+    def __init__(self, install: Callable[[NativeHook | None], None]) -> None:
         self._install = install
         self._hooks: tuple[PacketHook, ...] = ()
         self._running: set[int] = set()

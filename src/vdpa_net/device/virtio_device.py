@@ -78,7 +78,7 @@ class VirtioNet:
             if options.vdpa
             else None
         )
-        self.announcer = Announcer(plane.transmit, self._announced)
+        self.announcer = Announcer(self._transmit, self._announced)
         backend.set_carrier(False)
 
     def features_ok(self, features: int) -> str | None:
@@ -266,6 +266,10 @@ class VirtioNet:
         if self.path.features & _ANNOUNCE == _ANNOUNCE:
             self.config.announce = True
             self._config_interrupt()
+
+    def _transmit(self, frame: bytes) -> None:
+        # A method of the plane's own would hold it after the plane is closed.
+        self._plane.transmit(frame)
 
     def _announced(self, count: int, error: Exception | None) -> None:
         info: dict[str, object] = {"count": count}

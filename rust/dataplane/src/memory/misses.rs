@@ -75,6 +75,10 @@ impl Misses {
         self.state.lock().wakers.push(waker);
     }
 
+    pub(super) fn forget_wakers(&self) {
+        self.state.lock().wakers.clear();
+    }
+
     /// False: it was refused, or nobody watches. A refusal holds for one access.
     pub(super) fn request(&self, miss: Miss) -> bool {
         let mut state = self.state.lock();
@@ -157,6 +161,12 @@ impl DmaSpace {
     /// Signal this eventfd when a queue that waits for a map should look again.
     pub(crate) fn wake_for_maps(&self, waker: EventFd) {
         self.misses.add_waker(waker);
+    }
+
+    /// Nobody waits for maps or violations any more.
+    pub(crate) fn forget_plane(&self) {
+        self.violations().set_event(None);
+        self.misses.forget_wakers();
     }
 
     /// Whether an access without a map is a request.

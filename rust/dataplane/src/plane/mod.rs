@@ -371,7 +371,7 @@ impl DataPlane {
         if let Some(control) = &self.control {
             control.stop();
         }
-        self.space.violations().set_event(None);
+        self.space.forget_plane();
         drop(workers);
     }
 }
