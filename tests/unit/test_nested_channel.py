@@ -128,3 +128,16 @@ def test_peer_that_goes_away_ends_calls_and_streams(release: threading.Event) ->
     pair[0].join()
     with pytest.raises(PeerGone):
         pair[0].call("late")
+
+
+def test_stream_whose_channel_ends_between_its_two_directions_is_closed_once() -> None:
+    pair = connect({})
+    mine, its = socket.socketpair()
+    mine.settimeout(DEADLINE_S)
+    pair[0].add_stream(1, its)
+    pair[0]._half_end(1)
+    hang_up(pair[1])
+    pair[0].join()
+    pair[0]._half_end(1)
+    assert mine.recv(1) == b""
+    mine.close()

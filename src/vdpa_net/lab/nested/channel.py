@@ -111,10 +111,13 @@ class Channel:
     def _half_end(self, number: int) -> None:
         """One direction of a stream has ended; with the other one it is closed."""
         with self._lock:
+            if number not in self._streams:
+                # The channel has ended meanwhile, and its streams with it.
+                return
             if number in self._half_ended:
                 self._half_ended.discard(number)
                 self._streams.pop(number).close()
-            elif number in self._streams:
+            else:
                 self._half_ended.add(number)
 
     def _read(self) -> None:
