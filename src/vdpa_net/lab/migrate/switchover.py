@@ -201,14 +201,10 @@ class RoundRunner:
             disturb(self._source, name, self._pairs)
         if disturbed:
             self._start_traffic()
-        slow, several_passes = bool(self._pace.busy_window_s), self._topology.options.iommu
-        if several_passes and not slow:
-            # Each packet waits for translations there: hundreds of milliseconds can pass without one.
-            self._note_queues("the second pass")
         precopy.wait_for_load(self._load)
-        if slow:
+        if self._pace.busy_window_s:
             self._note_while_busy()
-        elif not several_passes:
+        else:
             self._note_queues("the release")
         if self._log is not None:
             self._log.note()

@@ -9,7 +9,7 @@ Two sides hang on the bridge; the guest lives on one of them and moves to the ot
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,6 +30,8 @@ from vdpa_net.migration.faults import parse_fault
 GUEST_MAC = "56:4a:b7:4f:4d:a9"
 SIDE_NAMES = ("A", "B")
 BOOT_SECONDS = 120
+WINDOW_BEHIND_IOMMU_S = 1.0
+"""Each packet waits for translations there: hundreds of milliseconds can pass without one."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ class FlatTopology:
 
     def __init__(self, options: TopologyOptions) -> None:
         self.options = options
+        if options.iommu and not self.pace.busy_window_s:
+            self.pace = replace(self.pace, busy_window_s=WINDOW_BEHIND_IOMMU_S)
         self._stack = ExitStack()
         self.generation = 0
         self._guests: list[HostedGuest] = []
