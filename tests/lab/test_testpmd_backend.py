@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
-from vdpa_net.lab import image
+from lab.testpmd import Testpmd
 from vdpa_net.migration.verdict import Outcome
 from vdpa_net.testing.log_test import LogTestOptions
 from vdpa_net.testing.pytest_plugin import VhostMigration
@@ -19,50 +17,17 @@ from vdpa_net.testing.pytest_plugin import VhostMigration
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(180)]
 
 START_SECONDS = 60
-DRIVERS = ("librte_net_vhost", "librte_mempool_ring", "librte_bus_vdev")
 
 
-class Testpmd:
+class Backend(Testpmd):
     """Sends back on its only port what comes in there."""
 
-    __test__ = False
-
     def __init__(self, directory: Path, name: str, queue_pairs: int) -> None:
-        built = image.require()
-        program = built.program("usr/bin/dpdk-testpmd")
-        drivers = next(built.root.glob("usr/lib/*/dpdk/pmds-*"))
-        words = [word for item in DRIVERS for word in ("-d", str(sorted(drivers.glob(f"{item}.so*"))[0]))]
         self.socket = directory / f"{name}.sock"
-        self._log = (directory / f"{name}.log").open("wb")
-        self._process = subprocess.Popen(
-            program.argv(
-                *words,
-                *("-l", "0,1", "--no-huge", "-m", "256", "--no-pci"),
-                *("--file-prefix", f"vdpa-net-test-{os.getpid()}-{name}"),
-                *("--vdev", f"net_vhost0,iface={self.socket},queues={queue_pairs}"),
-                *("--", "--no-mlockall", "--no-numa", "--forward-mode=io", "--auto-start"),
-                # Its link is down until a front end comes.
-                *("--disable-link-check", "--nb-cores=1", "--total-num-mbufs=8192"),
-                *(f"--rxq={queue_pairs}", f"--txq={queue_pairs}"),
-            ),
-            env=program.env(),
-            # It ends with its standard input.
-            stdin=subprocess.PIPE,
-            stdout=self._log,
-            stderr=self._log,
-        )
-
-    def close(self) -> None:
-        """End it."""
-        self._process.terminate()
-        try:
-            self._process.wait(30)
-        finally:
-            self._process.kill()
-            self._process.wait()
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            self._log.close()
+        port = f"net_vhost0,iface={self.socket},queues={queue_pairs}"
+        # Its link is down until a front end comes.
+        app = ["--disable-link-check", f"--rxq={queue_pairs}", f"--txq={queue_pairs}"]
+        super().__init__(directory, name, ("librte_net_vhost",), ["--vdev", port], app)
 
 
 @pytest.fixture
@@ -75,7 +40,7 @@ def stack() -> Iterator[ExitStack]:
 def test_guest_moves_between_two_testpmds_and_the_verdict_says_what_it_can_not_check(
     stack: ExitStack, tmp_path: Path, vhost_migration: VhostMigration, queue_pairs: int
 ) -> None:
-    ends = [Testpmd(tmp_path, name, queue_pairs) for name in ("source", "destination")]
+    ends = [Backend(tmp_path, name, queue_pairs) for name in ("source", "destination")]
     for end in ends:
         stack.callback(end.close)
     sockets = ends[0].socket, ends[1].socket

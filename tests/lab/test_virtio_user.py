@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import os
 import random
 import struct
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -14,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from lab.testpmd import Testpmd
 from vdpa_net.backend.loopback import Loopback
 from vdpa_net.device.net_device import NetDevice
 from vdpa_net.driver.in_process import InProcessHandle
 from vdpa_net.driver.vdpa_driver import VdpaDriver
 from vdpa_net.driver.vhost_backend import VhostBackend
-from vdpa_net.lab import image
 from vdpa_net.transport.vhost_user.server import VhostUserServer
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(180)]
@@ -27,7 +25,6 @@ pytestmark = [pytest.mark.vm, pytest.mark.timeout(180)]
 FRAMES = 200
 RUN_SECONDS = 90
 FILE_BLOCK_BYTES = 4096
-DRIVERS = ("librte_net_virtio", "librte_net_pcap", "librte_mempool_ring", "librte_bus_vdev")
 HEADER = struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 1)
 RECORD = struct.Struct("<IIII")
 
@@ -56,55 +53,21 @@ def read_pcap(path: Path) -> list[bytes]:
     return frames
 
 
-class Testpmd:
+class FrontEnd(Testpmd):
     """Forwards from files through virtio_user and back into files."""
 
-    __test__ = False
-
     def __init__(self, directory: Path, socket: Path, properties: str, queues: int) -> None:
-        built = image.require()
-        program = built.program("usr/bin/dpdk-testpmd")
-        drivers = next(built.root.glob("usr/lib/*/dpdk/pmds-*"))
-        words = [word for name in DRIVERS for word in ("-d", str(sorted(drivers.glob(f"{name}.so*"))[0]))]
         files = [f"rx_pcap={directory}/in{queue}.pcap" for queue in range(queues)]
         files += [f"tx_pcap={directory}/out{queue}.pcap" for queue in range(queues)]
-        self._log_path = directory / "testpmd.log"
-        self._log = self._log_path.open("wb")
-        self._process = subprocess.Popen(
-            program.argv(
-                # virtio_user shares its memory by file descriptors, so it has to lie in a few files.
-                *words,
-                *("-l", "0,1", "--no-huge", "-m", "256", "--no-pci", "--single-file-segments"),
-                *("--file-prefix", f"vdpa-net-test-{os.getpid()}"),
-                *("--vdev", f"net_virtio_user0,path={socket},queues={queues},queue_size=256,{properties}"),
-                *("--vdev", f"net_pcap0,{','.join(files)}"),
-                # What it flushes at the start would be frames of the file.
-                *("--", "--no-mlockall", "--no-numa", "--forward-mode=io", "--no-flush-rx", "--auto-start"),
-                *("--nb-cores=1", "--total-num-mbufs=8192", f"--rxq={queues}", f"--txq={queues}"),
-            ),
-            env=program.env(),
-            stdin=subprocess.PIPE,
-            stdout=self._log,
-            stderr=self._log,
-        )
-
-    def is_running(self) -> bool:
-        return self._process.poll() is None
-
-    def log(self) -> str:
-        return self._log_path.read_text(errors="replace")[-3000:]
-
-    def close(self) -> None:
-        """End it in order, which writes its files."""
-        self._process.terminate()
-        try:
-            self._process.wait(30)
-        finally:
-            self._process.kill()
-            self._process.wait()
-            assert self._process.stdin is not None
-            self._process.stdin.close()
-            self._log.close()
+        eal = [
+            # virtio_user shares its memory by file descriptors, so it has to lie in a few files.
+            "--single-file-segments",
+            *("--vdev", f"net_virtio_user0,path={socket},queues={queues},queue_size=256,{properties}"),
+            *("--vdev", f"net_pcap0,{','.join(files)}"),
+        ]
+        # What it flushes at the start would be frames of the file.
+        app = ["--no-flush-rx", f"--rxq={queues}", f"--txq={queues}"]
+        super().__init__(directory, "testpmd", ("librte_net_virtio", "librte_net_pcap"), eal, app)
 
 
 @pytest.fixture
@@ -152,7 +115,7 @@ def test_every_frame_comes_back_through_virtio_user(
     for queue in range(queues):
         write_pcap(tmp_path / f"in{queue}.pcap", frames[queue::queues])
     properties = f"packed_vq={int(ring == 'packed')},in_order={in_order},mrg_rxbuf={mergeable}"
-    testpmd = Testpmd(tmp_path, server.path, properties, queues)
+    testpmd = FrontEnd(tmp_path, server.path, properties, queues)
     try:
         deadline = time.monotonic() + RUN_SECONDS
         # Counters tell nobody when they change.
