@@ -10,7 +10,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vdpa_net.device.audit import DeviceAudit
+from property.exact_log import exact_log
 from vdpa_net.testing.frames import MAX_FRAME_BYTES, MIN_FRAME_BYTES, FrameMint
 from vdpa_net.testing.guest_cpu import RX, TX
 from vdpa_net.testing.guest_driver import CTRL, PACKED, WANTED
@@ -45,24 +45,10 @@ def exchange(guest: LoopbackGuest, sizes: list[int], seed: int) -> None:
 def logged(guest: LoopbackGuest, sizes: list[int], seed: int) -> dict[int, int]:
     """Traffic, a control command and a stop while it is logged; the ring states. The log must be exact."""
     guest.log.harvest()
-    audit = DeviceAudit(guest.device)
-    audit.arm()
-    try:
-        assert guest.start_logging()
-        # What a worker writes between the start of the log and that of the audit, only the log has.
-        guest.device.space.barrier()
-        early = guest.log.harvest()
+    with exact_log(guest) as marked:
         exchange(guest, sizes, seed)
         assert guest.driver.control(virtio_net.CTRL_RX, virtio_net.CTRL_RX_PROMISC, b"\1") == 0
         states = guest.stop((TX, RX, CTRL))
-        result = audit.result()
-    finally:
-        audit.close()
-    written = set(result["written"])  # type: ignore[call-overload]
-    marked = guest.log.harvest()
-    assert result["unmarked"] == []
-    assert written - marked - early == set(), "written and not marked"
-    assert marked - written == set(), "marked and not written"
     pages = {page for queue in (RX, TX) for page in guest.driver.rings[queue].device_pages()}
     assert marked & pages
     return states

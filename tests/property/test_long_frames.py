@@ -10,7 +10,7 @@ from __future__ import annotations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vdpa_net.device.audit import DeviceAudit
+from property.exact_log import exact_log
 from vdpa_net.testing.guest_cpu import RX, TX
 from vdpa_net.testing.guest_driver import PACKED, WANTED
 from vdpa_net.testing.loopback_guest import MAC, LoopbackGuest
@@ -42,22 +42,9 @@ def test_receive_buffers_that_were_written_and_given_up_are_marked(
     with LoopbackGuest(seed=seed, features=features, queue_size=queue_size, mtu=LONGEST_BYTES) as guest:
         guest.start()
         assert guest.driver.control(virtio_net.CTRL_RX, virtio_net.CTRL_RX_PROMISC, b"\0") == 0
-        audit = DeviceAudit(guest.device)
-        audit.arm()
-        try:
-            assert guest.start_logging()
-            guest.device.space.barrier()
-            early = guest.log.harvest()
+        with exact_log(guest):
             exchange(guest, [(wanted, made(n, wanted, size)) for n, (wanted, size) in enumerate(frames)])
             guest.stop((TX, RX))
-            result = audit.result()
-        finally:
-            audit.close()
-        written = set(result["written"])  # type: ignore[call-overload]
-        marked = guest.log.harvest()
-        assert result["unmarked"] == []
-        assert written - marked - early == set(), "written and not marked"
-        assert marked - written == set(), "marked and not written"
         assert guest.driver.net[0].rx_damaged == []
         assert guest.device.violations.entries == []
 
