@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from collections.abc import Iterator
 
 import pytest
 
-from vdpa_net.lab.nested.wire import MigrationWire
+from vdpa_net.lab.nested.wire import CHUNK_BYTES, MigrationWire
 
 SECONDS = 30
-CRAWL_BYTES_PER_S = 1000
+HELD_BYTES = 100_000
 
 
 class Ends:
@@ -44,6 +45,16 @@ def take(end: socket.socket, size: int) -> bytes:
     return data
 
 
+def take_what_is_there(end: socket.socket) -> bytes:
+    data = b""
+    end.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while chunk := end.recv(1 << 20):
+            data += chunk
+    end.settimeout(SECONDS)
+    return data
+
+
 def test_both_directions_arrive_whole(ends: Ends) -> None:
     sent = bytes(range(256)) * 4096
     ends.near.sendall(sent)
@@ -52,18 +63,31 @@ def test_both_directions_arrive_whole(ends: Ends) -> None:
     assert take(ends.near, 4) == b"back"
 
 
-def test_crawl_holds_the_sender_until_the_limit_goes(ends: Ends) -> None:
-    ends.wire.limit(CRAWL_BYTES_PER_S)
-    # More than all buffers take: at this limit it would last for hours.
+def test_hold_keeps_what_comes_behind_it_until_it_goes_on(ends: Ends) -> None:
+    ends.wire.hold_after(HELD_BYTES)
+    # More than all buffers take.
     sent = bytes(8 << 20)
     ends.near.settimeout(0.5)
     done = 0
     with pytest.raises(TimeoutError):
         while done < len(sent):
             done += ends.near.send(sent[done:])
-    ends.wire.limit(None)
-    ends.near.settimeout(SECONDS)
-    assert take(ends.far, done) == sent[:done]
+    assert ends.wire.wait_held(SECONDS)
+    # A chunk is carried whole.
+    carried = len(take_what_is_there(ends.far))
+    assert HELD_BYTES <= carried < HELD_BYTES + CHUNK_BYTES
+    ends.wire.go_on()
+    assert not ends.wire.wait_held(0)
+    assert len(take(ends.far, done - carried)) == done - carried
+
+
+def test_sender_learns_of_a_receiver_that_dies_while_it_is_held(ends: Ends) -> None:
+    ends.wire.hold_after(0)
+    ends.near.sendall(b"x")
+    assert ends.wire.wait_held(SECONDS)
+    ends.far.close()
+    assert ends.near.recv(1) == b""
+    assert not ends.wire.wait_held(SECONDS)
 
 
 def test_end_of_one_side_is_that_of_the_other(ends: Ends) -> None:

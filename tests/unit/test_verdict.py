@@ -21,6 +21,7 @@ from vdpa_net.migration.checks import (
     check_traffic,
     check_violations,
     differing_pages,
+    filled_pages,
 )
 from vdpa_net.migration.verdict import Line, Outcome, Verdict
 
@@ -62,6 +63,14 @@ def test_verdict_survives_json() -> None:
     assert loaded["verdict"] == "NOT RUN"
     assert loaded["context"] == {"seed": 7}
     assert loaded["lines"][0]["measured"] == "measured"
+
+
+def test_filled_pages_are_those_with_any_byte_that_is_not_zero() -> None:
+    memory = bytearray(100 * 4096)
+    assert filled_pages(memory) == 0
+    for page in (3, 64, 99):
+        memory[page * 4096 + 4095] = 1
+    assert filled_pages(memoryview(memory)) == 3
 
 
 def test_differing_pages_are_named_by_number() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vdpa_net.closing import Closing
-from vdpa_net.migration.checks import differing_pages
+from vdpa_net.migration.checks import differing_pages, filled_pages
 
 
 class Ram(Protocol):
@@ -27,6 +27,9 @@ class Ram(Protocol):
 
     def differing_pages(self, other: Any) -> list[int]:
         """Numbers of the pages that are not the same in both, the other being of the same kind."""
+
+    def filled_pages(self) -> int:
+        """How many pages hold something else than zeros."""
 
 
 class GuestRam(Closing):
@@ -71,6 +74,11 @@ class GuestRam(Closing):
         """Numbers of the pages that are not the same in both."""
         with memoryview(self.view) as left, memoryview(other.view) as right:
             return differing_pages(left, right)
+
+    def filled_pages(self) -> int:
+        """How many pages hold something else than zeros."""
+        with memoryview(self.view) as view:
+            return filled_pages(view)
 
     def close(self) -> None:
         """Give the memory back (QEMU has its own reference while it runs)."""

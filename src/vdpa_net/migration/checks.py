@@ -43,6 +43,21 @@ def differing_pages(left: bytes | memoryview, right: bytes | memoryview, first_p
     return found
 
 
+def filled_pages(memory: bytes | memoryview) -> int:
+    """How many pages hold something else than zeros."""
+    view, zeros = memoryview(memory), bytes(_COMPARE_BYTES)
+    count = 0
+    for start in range(0, view.nbytes, _COMPARE_BYTES):
+        end = min(start + _COMPARE_BYTES, view.nbytes)
+        if bytes(view[start:end]) == zeros[: end - start]:
+            continue
+        count += sum(
+            bytes(view[at : at + PAGE_BYTES]) != zeros[: min(PAGE_BYTES, end - at)]
+            for at in range(start, end, PAGE_BYTES)
+        )
+    return count
+
+
 def check_ram(differing: Collection[int], total_pages: int, notes: Mapping[int, str] | None = None) -> Line:
     """Every page of guest RAM is equal on both sides; `differing` are guest page numbers, `notes` what else
     is known about some of them."""

@@ -14,12 +14,12 @@ class Pace:
 
     `later_passes_bytes_per_s` is less than what the traffic dirties and more than nothing: passes end, and
     never find nothing to send. `end_of_first_pass_bytes_per_s` is slow enough for its end to be noticed:
-    later passes at full speed take a millisecond. Where QEMU answers so slowly that it is noticed late, the
-    end is approached: what remains of the first pass is to last `glide_s`. `sample_s` is the time between two
-    looks at what nobody announces. `busy_window_s` is how long before the release of a migration every ring
-    has to have moved at the latest for it to count as busy at its stop; 0: they have to move between release
-    and stop. `window_datagrams` is `TrafficOptions.window`; `afterwards_datagrams` have to come from a guest
-    that goes on where it is.
+    later passes at full speed take a millisecond. A busy machine notices it late even so: the end is
+    approached, what remains of the first pass is to last `glide_s`. `sample_s` is the time between two looks
+    at what nobody announces. `busy_window_s` is how long before the release of a migration every ring has to
+    have moved at the latest for it to count as busy at its stop; 0: they have to move between release and
+    stop. `window_datagrams` is `TrafficOptions.window`; `afterwards_datagrams` have to come from a guest that
+    goes on where it is.
     """
 
     phase_s: float = 120
@@ -34,7 +34,7 @@ class Pace:
     afterwards_datagrams: int = 300
     first_pass_bytes_per_s: int = 96 << 20
     end_of_first_pass_bytes_per_s: int = 8 << 20
-    glide_s: float = 0
+    glide_s: float = 1
     later_passes_bytes_per_s: int = 1 << 20
 
 

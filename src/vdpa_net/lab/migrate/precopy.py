@@ -2,7 +2,7 @@
 """Pre-copy that lasts as long as the lab wants: the switch-over is the lab's decision, not chance's.
 
 A round is worth something if the device writes pages that QEMU has sent already: these are the ones that only
-the dirty log can save. There are two ways to wait for that:
+the dirty log can save. There are three ways to wait for that:
 
 - many passes: no downtime is allowed (downtime-limit 0) and the passes behind the first one crawl, so the
   migration goes round and round. Whatever the device writes then has been sent before.
@@ -11,6 +11,8 @@ the dirty log can save. There are two ways to wait for that:
   decision: if none lie below that point, it moves on. This is for QEMUs whose TCG loses guest writes when
   dirty bits are cleared more than once (`quirks.loses_writes_after_second_pass`): a second pass would fail
   the comparison of RAM for a reason that is not the device's.
+- on a wire (`hold`) that stops within the first pass, where nearly all pages are sent. This is for a guest
+  of a guest, which may dirty nothing at all between two passes.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from vdpa_net.errors import LabError, PeerError
+from vdpa_net.lab.migrate.hold import Wire
 from vdpa_net.lab.migrate.live import LiveFigures
 from vdpa_net.lab.migrate.pace import FLAT, Pace
 from vdpa_net.lab.migrate.topology import HostedGuest
@@ -39,6 +42,8 @@ STEP_SHARE = 0.03
 # A hold without any buffer behind it moves on soon, one with too few of them later.
 EMPTY_STEP_SECONDS = 0.5
 STEP_SECONDS = 5.0
+# More than what the sockets on both sides of a wire hold: so much of the RAM QEMU has still to send.
+UNSENT_PAGES = 1024
 
 
 def is_final(event: Event) -> bool:
@@ -91,8 +96,8 @@ class Sample:
 class Precopy:
     """Holds one migration in pre-copy until the device has rewritten enough pages.
 
-    `endpoint` stands in for the device's own account where there is none (a foreign back end). `throttle` is
-    told of each limit in bytes per second, besides QEMU.
+    `endpoint` stands in for the device's own account where there is none (a foreign back end). With a
+    `wire` it is that which holds.
     """
 
     source: HostedGuest
@@ -101,7 +106,7 @@ class Precopy:
     say: Callable[[str, float | None], None]
     live: LiveFigures
     samples: list[Sample] = field(default_factory=list)
-    throttle: Callable[[int], None] = lambda _bytes_per_s: None
+    wire: Wire | None = None
     _start: int = 0
     _share: float = SENT_SHARE
 
@@ -109,6 +114,10 @@ class Precopy:
         """Before `migrate`: the limits, and the position in the source's events to look from."""
         self._start = self.source.machine.session.position
         self._set(self.options.pace.first_pass_bytes_per_s, 0)
+        if self.wire is not None:
+            # A page that holds nothing but zeros is a few bytes; the others are more than their content.
+            pages = self.source.ram.filled_pages() - UNSENT_PAGES
+            self.wire.hold_after(max(0, pages) * PAGE_BYTES)
 
     def wait_logging(self) -> None:
         """Return when the device logs. Raises LabError, with its violations, if it does not come to that."""
@@ -131,7 +140,9 @@ class Precopy:
     def enter(self, load: Load, share: float | None = None) -> None:
         """Come as far as the hold: behind most of the first pass (or this share), or behind all of it."""
         self.say("first pass", None)
-        if share is not None:
+        if self.wire is not None:
+            load.sent_pages = self._wait_wire(self.wire)
+        elif share is not None:
             self._advance(share, CRAWL_BYTES_PER_S)
         elif self.options.one_pass:
             load.sent_pages = self._advance(self._share, CRAWL_BYTES_PER_S)
@@ -162,6 +173,8 @@ class Precopy:
         # With downtime allowed QEMU would look for dirty pages before the end of the only pass.
         downtime_ms = None if self.options.one_pass else self.options.downtime_limit_ms
         self._set(FULL_SPEED_BYTES_PER_S, downtime_ms)
+        if self.wire is not None:
+            self.wire.go_on()
 
     def wait_status(self, status: str) -> None:
         """Return when the migration has this status, or is over. Raises LabError in time."""
@@ -198,6 +211,15 @@ class Precopy:
         """Whether the migration is over, however."""
         return any(is_final(event) for event in self.source.machine.session.events(self._start))
 
+    def _wait_wire(self, wire: Wire) -> int:
+        """Return how many pages have been sent where the wire holds the first pass."""
+        held = wire.wait_held(self.options.pace.phase_s)
+        total = self.source.ram.size_bytes
+        remaining = int(self._watch().get("remaining", 0))
+        if not held or self.has_ended():
+            raise LabError(f"the first pass over RAM did not come to its hold: {remaining} bytes remain")
+        return (total - min(total, remaining)) // PAGE_BYTES
+
     def _wait_second_pass(self) -> None:
         # Pass 2 begins when the first one is complete.
         deadline = time.monotonic() + self.options.pace.phase_s
@@ -224,7 +246,6 @@ class Precopy:
 
     def _set(self, bytes_per_s: int, downtime_ms: int | None = None) -> None:
         limits = self.options.limits(bytes_per_s, downtime_ms)
-        self.throttle(limits["max-bandwidth"])
         self.source.machine.qmp("migrate-set-parameters", limits)
 
     def _advance(self, share: float, then_bytes_per_s: int) -> int:
@@ -251,7 +272,8 @@ class Precopy:
             self.sample()
             if load.pages >= wanted:
                 return
-            if self.options.one_pass and time.monotonic() >= step_at and self._share < LAST_SHARE:
+            steps = self.options.one_pass and self.wire is None and self._share < LAST_SHARE
+            if steps and time.monotonic() >= step_at:
                 load.sent_pages = self._step()
                 pause = STEP_SECONDS if load.pages > wanted // 4 else EMPTY_STEP_SECONDS
                 step_at = time.monotonic() + pause

@@ -145,7 +145,7 @@ class RoundRunner:
         source.qmp("migrate-set-capabilities", {"capabilities": switches})
         destination.qmp("migrate-incoming", {"uri": incoming_uri})
         precopy = Precopy(self._source, self._options.precopy, self._endpoint, self._say, self._live)
-        precopy.throttle = self._topology.limit_migration
+        precopy.wire = self._topology.wire
         precopy.prepare()
         if self._watched:
             # Behind a vIOMMU a page has now one IOVA and then another.
@@ -202,11 +202,11 @@ class RoundRunner:
         if disturbed:
             self._start_traffic()
         precopy.wait_for_load(self._load)
-        if self._pace.busy_window_s:
+        if self._pace.busy_window_s and not precopy.has_ended():
             self._note_while_busy()
         else:
             self._note_queues("the release")
-        if self._log is not None:
+        if self._log is not None and not precopy.has_ended():
             self._log.note()
         self._timeline.released_ns = time.monotonic_ns()
         ended = precopy.release()

@@ -18,6 +18,7 @@ from vdpa_net.errors import LabError
 from vdpa_net.lab.guest import Guest
 from vdpa_net.lab.machine import Machine, MachineOptions
 from vdpa_net.lab.migrate.announce import AnnouncementWatch
+from vdpa_net.lab.migrate.hold import Wire
 from vdpa_net.lab.migrate.pace import FLAT, Pace
 from vdpa_net.lab.network import GUEST_ADDRESS, LAB_ADDRESS, LAB_MAC, PREFIX_LENGTH, LabNetwork
 from vdpa_net.lab.program import Program
@@ -167,8 +168,10 @@ class FlatTopology:
         uri = f"unix:{self.options.directory / f'migration-{self.generation}'}"
         return uri, uri
 
-    def limit_migration(self, bytes_per_s: int) -> None:
-        """Let the way between the two be no faster; QEMU has its own limit, which is enough here."""
+    @property
+    def wire(self) -> Wire | None:
+        """What holds the migration between the URIs, where QEMU's own limit is not enough."""
+        return None
 
     def boot(self, side: Side) -> HostedGuest:
         """The guest, started on a side, ready for traffic. Raises LabError with its console."""

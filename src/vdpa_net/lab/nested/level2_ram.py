@@ -14,7 +14,7 @@ from pathlib import Path
 
 from vdpa_net.errors import LabError
 from vdpa_net.lab.ram import GuestRam
-from vdpa_net.migration.checks import PAGE_BYTES, differing_pages
+from vdpa_net.migration.checks import PAGE_BYTES, differing_pages, filled_pages
 
 
 @dataclass(frozen=True)
@@ -62,3 +62,7 @@ class Level2Ram:
             found += differing_pages(left, right, first)
             first += self.piece_bytes // PAGE_BYTES
         return found
+
+    def filled_pages(self) -> int:
+        """How many pages hold something else than zeros."""
+        return sum(map(filled_pages, self.pieces()))

@@ -15,6 +15,9 @@ def log_line(figures: Mapping[str, Any], *, device_logs: bool, at: int | None = 
     With DPDK's `sw-live-migration=1` the device has to stay out of it altogether.
     """
     registers, started, marked = figures["registers"], figures["started"], figures["pages_marked"]
+    if not registers:
+        why = "the migration ended before it could be held"
+        return Line("log", Outcome.NOT_RUN, why, "looked at in pre-copy", (why,))
     control = registers["LM_LOGGING_CTRL"]
     base = registers["LM_BASE_ADDR_HIGH"] << 32 | registers["LM_BASE_ADDR_LOW"]
     detail: list[str] = []

@@ -20,6 +20,7 @@ from vdpa_net.errors import LabError
 from vdpa_net.lab.guest import Guest
 from vdpa_net.lab.image import Image
 from vdpa_net.lab.migrate.announce import AnnouncementWatch
+from vdpa_net.lab.migrate.hold import Wire
 from vdpa_net.lab.migrate.pace import Pace
 from vdpa_net.lab.migrate.precopy import is_final
 from vdpa_net.lab.migrate.topology import GUEST_MAC, SIDE_NAMES, FlatTopology, HostedGuest, TopologyOptions
@@ -38,7 +39,6 @@ KILLABLE = ("l1-dst", "l2-dst", "device-dst")
 
 KILL_SECONDS = 60
 MIGRATION_PORT = 4789
-SLOW_BYTES_PER_S = 16 << 20
 NESTED = Pace(
     phase_s=300,
     logging_s=120,
@@ -50,9 +50,6 @@ NESTED = Pace(
     window_datagrams=2,
     afterwards_datagrams=30,
     warm_up_datagrams=10,
-    end_of_first_pass_bytes_per_s=1 << 20,
-    later_passes_bytes_per_s=48 << 10,
-    glide_s=4,
 )
 
 
@@ -176,10 +173,10 @@ class NestedTopology(FlatTopology):
         self._wire = MigrationWire(LAB_ADDRESS, place)
         return "tcp:{}:{}".format(*self._wire.address), "tcp:{}:{}".format(*place)
 
-    def limit_migration(self, bytes_per_s: int) -> None:
-        """Limit the wire, where that is slow: by QEMU a pass can't be."""
-        if self._wire is not None:
-            self._wire.limit(bytes_per_s if bytes_per_s < SLOW_BYTES_PER_S else None)
+    @property
+    def wire(self) -> Wire | None:
+        """The wire that the last migration goes over."""
+        return self._wire
 
     def _cut_wire(self) -> None:
         if self._wire is not None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The wire that a level-2 guest migrates over: it carries one TCP connection, no faster than it is told.
+"""The wire that a level-2 guest migrates over: it carries one TCP connection, as far as it is told.
 
-QEMU's own limit (max-bandwidth) counts what it has flushed, 128 KiB at once, and looks ten times a second: it
-can't be slower than 1.3 MB/s. A level-2 guest dirties less than that, and a pass that finds nothing to send
-ends the migration. On a wire that is slower than the guest it lasts as long as the lab wants.
+A level-2 guest can be so slow that nothing is dirty at the end of a pass, which ends the migration, and its
+QEMU so slow to answer that the lab notices too late. A wire that carries no more than a number of bytes holds
+the migration in its first pass, whatever the guest does and whenever QEMU answers.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import socket
 import threading
-import time
 
 from vdpa_net.closing import Closing
 
@@ -36,25 +35,34 @@ class MigrationWire(Closing):
         self.address: tuple[str, int] = self._listener.getsockname()
         self._ends: list[socket.socket] = []
         self._changed = threading.Condition()
-        self._bytes_per_s: int | None = None
+        self._hold_after_bytes: int | None = None
+        self._carried_bytes = 0
+        self._is_held = False
         self._closed = False
         self._thread = threading.Thread(target=self._serve, name="migration wire", daemon=True)
         self._thread.start()
 
-    def limit(self, bytes_per_s: int | None) -> None:
-        """Carry no more than this from now on; None: as much as comes."""
+    def hold_after(self, size_bytes: int) -> None:
+        """Carry so much towards the target in all, and then wait for `go_on`."""
         with self._changed:
-            self._bytes_per_s = bytes_per_s
+            self._hold_after_bytes = size_bytes
+
+    def wait_held(self, timeout_s: float) -> bool:
+        """Return once it holds; false if it does not come to that in time, or is broken."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._is_held or self._closed, timeout_s)
+            return self._is_held and not self._closed
+
+    def go_on(self) -> None:
+        """Hold no more: carry whatever comes."""
+        with self._changed:
+            self._hold_after_bytes = None
+            self._is_held = False
             self._changed.notify_all()
 
     def close(self) -> None:
         """Cut it. Safe to call again."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-            ends = [self._listener, *self._ends]
-        for end in ends:
-            _shut(end, socket.SHUT_RDWR)
+        self._break(self._listener)
         self._thread.join()
         self._listener.close()
 
@@ -72,27 +80,37 @@ class MigrationWire(Closing):
                 self._carry(near, far, True)
                 back.join()
 
-    def _carry(self, source: socket.socket, target: socket.socket, slowly: bool) -> None:
+    def _carry(self, source: socket.socket, target: socket.socket, holds: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(CHUNK_BYTES):
                 target.sendall(data)
-                if slowly:
-                    self._pause(len(data))
-            _shut(target, socket.SHUT_WR)
-            return
-        # One that is broken breaks the other.
-        for end in (source, target):
-            _shut(end, socket.SHUT_RDWR)
+                if holds:
+                    self._count(len(data))
+            if holds:
+                _shut(target, socket.SHUT_WR)
+                return
+        # An end that is gone, or has nothing more to answer, leaves the other nothing to wait for.
+        self._break()
 
-    def _pause(self, size: int) -> None:
-        """Wait as long as so much takes at the limit, and no longer than it is in force."""
-        began_s = time.monotonic()
+    def _count(self, size_bytes: int) -> None:
+        """So much has been carried; wait if that is far enough."""
         with self._changed:
-            while self._bytes_per_s is not None and not self._closed:
-                left_s = began_s + size / self._bytes_per_s - time.monotonic()
-                if left_s <= 0:
-                    return
-                self._changed.wait(left_s)
+            self._carried_bytes += size_bytes
+            while not self._closed and self._is_far_enough():
+                self._is_held = True
+                self._changed.notify_all()
+                self._changed.wait()
+
+    def _is_far_enough(self) -> bool:
+        return self._hold_after_bytes is not None and self._carried_bytes >= self._hold_after_bytes
+
+    def _break(self, *more: socket.socket) -> None:
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+            ends = [*more, *self._ends]
+        for end in ends:
+            _shut(end, socket.SHUT_RDWR)
 
 
 def _shut(end: socket.socket, how: int) -> None:
