@@ -3,6 +3,7 @@
 #
 #   make PYTHON=python3.12 build     choose the interpreter (>= 3.11); it is kept in .venv from then on
 #   make ARGS='-k tap' test          arguments for pytest
+#   make RESULT=FILE bench-docs      the result of another run of vdpa-net bench --json
 
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
@@ -13,12 +14,13 @@ MAKEFLAGS += --no-print-directory
 BIN := .venv/bin
 STEP := scripts/step
 WHEELS := build/wheels
+RESULT := build/bench.json
 AGENT := src/vdpa_net/lab/guest/agent-$(shell uname -m)
 CRATES := rust/dataplane rust/python
 RUST := Cargo.toml $(wildcard Cargo.lock) $(shell find $(CRATES) -name '*.rs' -o -name Cargo.toml)
 AGENT_RUST := Cargo.toml $(wildcard Cargo.lock) $(shell find rust/guest-agent -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: help build demo test test-all check wheel clean build-tools lab-tools test-tools check-tools lab-image
+.PHONY: help build demo bench bench-full bench-docs bench-peers bench-tools test test-all check wheel clean build-tools lab-tools test-tools check-tools lab-image
 
 help:
 	@echo 'make demo      set up everything, then migrate a guest between two devices and judge the result'
@@ -27,7 +29,8 @@ help:
 	@echo 'make wheel     a wheel in build/wheels that installs without Rust, and the proof that it does'
 	@echo 'make build     set up .venv, with the command .venv/bin/vdpa-net in it'
 	@echo 'make check     lint, types, formatting, layering'
-	@echo 'make bench   set up everything, then measure the device beside its peers'
+	@echo 'make bench     set up everything, then measure the device beside its peers'
+	@echo 'make bench-full bench-docs   the same at length, and the figures in docs/performance.md from it'
 	@echo 'make clean     remove what the other targets made here (the lab image in your cache stays)'
 
 build: .venv/stamp-packages $(AGENT) .venv/stamp-extension .venv/stamp-bytecode
@@ -47,10 +50,20 @@ test-all: build test-tools lab-image
 	@$(STEP) 'cargo test' cargo test --workspace --exclude vdpa-net-python
 	@$(STEP) --last 'pytest, exhaustive tests included' $(BIN)/pytest $(ARGS)
 
-bench: build bench-peers
+bench: bench-tools
+	@$(STEP) 'bench: the device beside its peers' $(BIN)/vdpa-net bench --quick $(ARGS)
+
+bench-full: bench-tools
+	@mkdir -p $(dir $(RESULT))
+	@$(STEP) 'bench: the device beside its peers, at length' $(BIN)/vdpa-net bench --json $(RESULT) $(ARGS)
+
+# One after the other also when both are asked for at once.
+bench-docs: build | $(filter bench-full,$(MAKECMDGOALS))
+	@$(STEP) 'docs/performance.md and its pictures' $(BIN)/python scripts/write_performance.py $(RESULT)
+
+bench-tools: build bench-peers
 	@scripts/setup lab
 	@$(STEP) 'lab image (built once, kept in the cache)' $(BIN)/vdpa-net lab build
-	@$(STEP) 'bench: the device beside its peers' $(BIN)/vdpa-net bench --quick $(ARGS)
 
 bench-peers:
 	@$(STEP) 'native ends of the bench (Rust)' cargo build --release -p vdpa-net-bench-peers

@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from vdpa_net.errors import LabError
 
@@ -29,10 +30,13 @@ class Goal:
         above = self.at_least is None or ratio >= self.at_least
         return above and (self.at_most is None or ratio <= self.at_most)
 
+    @property
+    def short(self) -> str:
+        """The ratio that is wanted, without the other's name."""
+        return f"<= {self.at_most:g}" if self.at_least is None else f">= {self.at_least:g}"
+
     def __str__(self) -> str:
-        if self.at_least is not None:
-            return f">= {self.at_least:g} of {self.versus}"
-        return f"<= {self.at_most:g} of {self.versus}"
+        return f"{self.short} of {self.versus}"
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,7 @@ class Bound:
 class Case:
     """What is measured. `key` names it in the JSON result; contestants are in the order of their turns.
 
+    What is before the first "-" of the key is the case's family: the cases of one picture and one table.
     `subject` is the contestant that the goals are about. `may_be_zero`: nothing is a result (packets lost),
     not a contestant that does not work.
     """
@@ -60,11 +65,16 @@ class Case:
     key: str
     title: str
     unit: str
-    contestants: Mapping[str, Take]
+    contestants: Mapping[str, Take] = field(default_factory=dict)
     goals: tuple[Goal, ...] = ()
     bound: Bound | None = None
     subject: str = SUBJECT
     may_be_zero: bool = False
+
+    @property
+    def family(self) -> str:
+        """What is before the first "-" of the key."""
+        return self.key.partition("-")[0]
 
 
 @dataclass
@@ -108,6 +118,10 @@ class CaseResult:
         """The subject's median by that of each other contestant."""
         return {name: self.ratio(name) for name in self.series if name != self.case.subject}
 
+    def goal(self, versus: str) -> Goal | None:
+        """What is wanted of the ratio to another."""
+        return next((goal for goal in self.case.goals if goal.versus == versus), None)
+
     def missed(self) -> list[str]:
         """The goals that do not hold, in words."""
         words = [
@@ -129,10 +143,25 @@ class CaseResult:
             "subject": self.case.subject,
             "series": {name: series.to_json() for name, series in self.series.items()},
             "ratios": self.ratios(),
-            "goals": [str(goal) for goal in self.case.goals],
-            "bound": None if self.case.bound is None else str(self.case.bound),
+            "goals": [asdict(goal) for goal in self.case.goals],
+            "bound": None if self.case.bound is None else self.case.bound.at_most,
+            "may_be_zero": self.case.may_be_zero,
             "missed": self.missed(),
         }
+
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> CaseResult:
+        """What `to_json` gave; its case can't be run again. Raises KeyError, TypeError for other things."""
+        case = Case(
+            key=told["key"],
+            title=told["title"],
+            unit=told["unit"],
+            goals=tuple(Goal(**goal) for goal in told["goals"]),
+            bound=None if told["bound"] is None else Bound(told["bound"]),
+            subject=told["subject"],
+            may_be_zero=told["may_be_zero"],
+        )
+        return cls(case, {name: Series(series["samples"]) for name, series in told["series"].items()})
 
 
 def run_case(case: Case, rounds: int) -> CaseResult:

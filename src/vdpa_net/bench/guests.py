@@ -164,6 +164,7 @@ def guest_cases(image: Image, directory: Path, network: LabNetwork, seconds: flo
 
 def _cases(key: str, subject: str, guests: Guests, up: Mapping[str, Contestant]) -> Iterator[Case]:
     is_vhost = subject == VHOST_SOCKET
+    where = "the vhost socket" if is_vhost else "vfio-user"
     more = Goal(QEMU, at_least=1.1 if is_vhost else 1.0)
     for name, title, unit, take, goal in (
         ("tcp-out", "TCP from the guest", "Gbit/s", _both(guests.gbit_per_s, "--reverse"), more),
@@ -181,7 +182,9 @@ def _cases(key: str, subject: str, guests: Guests, up: Mapping[str, Contestant])
         ("ping", "ping", "us", guests.ping_us, Goal(QEMU, at_most=1.0 if is_vhost else 1.2)),
     ):
         contestants = {label: partial(take, up[label]) for label in (subject, QEMU)}
-        yield Case(f"guest-{key}-{name}", f"guest, {title}", unit, contestants, (goal,), subject=subject)
+        yield Case(
+            f"guest-{key}-{name}", f"guest over {where}, {title}", unit, contestants, (goal,), subject=subject
+        )
 
 
 def _both(take: Callable[..., float], *words: str) -> Callable[[Contestant], float]:

@@ -3,13 +3,19 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 
+from vdpa_net.bench import host
 from vdpa_net.bench.case import CaseResult
+from vdpa_net.errors import OptionError
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass
@@ -38,11 +44,37 @@ class Report:
             "cases": [result.to_json() for result in self.results],
         }
 
+    @classmethod
+    def from_json(cls, told: Mapping[str, Any]) -> Report:
+        """What `to_json` gave. Raises OptionError for anything else."""
+        try:
+            if told["schema"] != SCHEMA:
+                raise OptionError(f"a result of schema {told['schema']}; expected {SCHEMA}")
+            results = [CaseResult.from_json(case) for case in told["cases"]]
+            return cls(told["host"], told["rounds"], told["seconds"], results, told["poll_us"])
+        except (KeyError, TypeError) as error:
+            raise OptionError(f"not a result of `vdpa-net bench --json`: {error!r}") from error
+
+    @classmethod
+    def read(cls, path: Path) -> Report:
+        """A file that `vdpa-net bench --json` wrote. Raises OptionError where it is none."""
+        try:
+            return cls.from_json(json.loads(path.read_text()))
+        except (OSError, ValueError, OptionError) as error:
+            raise OptionError(f"{path}: {error}") from error
+
+    @property
+    def conditions(self) -> str:
+        """The machine and how was measured, in one line."""
+        polling = "" if self.poll_us is None else f", polling {self.poll_us} us after work"
+        return f"{host.words(self.host)}; {self.rounds} rounds of {self.seconds:g} s{polling}"
+
     def table(self) -> Table:
         """Ratios first; absolute figures are for information."""
-        title = f"vdpa-net bench: {self.host['processor']}, {self.host['cores']} cores, {self.rounds} rounds"
-        title += "" if self.poll_us is None else f", polling {self.poll_us} us"
-        table = Table(title=title, caption="median \\[min to max]; ratio is the first contestant by this one")
+        table = Table(
+            title=f"vdpa-net bench: {self.conditions}",
+            caption="median \\[min to max]; ratio is the first contestant by this one",
+        )
         for heading in ("case", "contestant", "", "ratio", "goal"):
             table.add_column(heading, justify="right" if heading == "ratio" else "left")
         for result in self.results:
@@ -51,14 +83,13 @@ class Report:
 
     @staticmethod
     def _add(table: Table, result: CaseResult) -> None:
-        goals = {goal.versus: goal for goal in result.case.goals}
         for number, (name, series) in enumerate(result.series.items()):
             spread = f"{series.median:.3g} [{min(series.samples):.3g} to {max(series.samples):.3g}]"
             ratio, verdict = "", ""
             if name != result.case.subject:
                 value = result.ratio(name)
                 ratio = f"{value:.2f}"
-                if goal := goals.get(name):
+                if goal := result.goal(name):
                     verdict = _verdict(str(goal), goal.holds(value))
             elif result.case.bound:
                 verdict = _verdict(str(result.case.bound), result.case.bound.holds(series.median))

@@ -67,11 +67,17 @@ def run_bench(options: BenchOptions, console: Console) -> Report:
     unknown = set(options.groups) - set(GROUPS)
     if unknown:
         raise OptionError(f"--group {min(unknown)}: expected one of {', '.join(GROUPS)}")
-    machine = host.describe()
+    machine = host.describe() | {"peers": host.peer_versions(image.require(options.cache).root)}
     enter_private_network()
     with tempfile.TemporaryDirectory(prefix="vdpa-net-bench-") as directory, shown_on(console) as progress:
         results = _run_groups(options, Path(directory), progress)
     report = Report(machine, options.rounds, options.seconds, results, options.poll_us)
+    tell(report, options, console)
+    return report
+
+
+def tell(report: Report, options: BenchOptions, console: Console) -> None:
+    """Print the table, write the JSON and the pictures that were asked for. Raises MissingTool."""
     console.print(report.table())
     if options.json_path:
         options.json_path.write_text(json.dumps(report.to_json(), indent=2) + "\n")
@@ -80,7 +86,6 @@ def run_bench(options: BenchOptions, console: Console) -> Report:
 
         for path in draw(report, options.plot_directory):
             console.print(f"picture: {path}", highlight=False)
-    return report
 
 
 def _run_groups(options: BenchOptions, directory: Path, progress: ProgressCallback) -> list[CaseResult]:

@@ -23,6 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose key has this in it")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="draw pictures of the ratios there")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a goal is missed")
+    parser.add_argument(
+        "--from",
+        dest="from_path",
+        type=Path,
+        metavar="FILE",
+        help="measure nothing: tell and draw what an earlier run wrote with --json",
+    )
     options.add_poll_us(parser)
     options.add_json(parser)
 
@@ -31,8 +38,10 @@ def run(arguments: argparse.Namespace) -> int:
     """0, or with --strict 1 if a goal is missed."""
     from rich.console import Console  # noqa: PLC0415
 
-    from vdpa_net.bench.run import BenchOptions, run_bench  # noqa: PLC0415
+    from vdpa_net.bench.report import Report  # noqa: PLC0415
+    from vdpa_net.bench.run import BenchOptions, run_bench, tell  # noqa: PLC0415
 
+    console = Console()
     asked = BenchOptions(
         quick=arguments.quick,
         groups=tuple(arguments.group),
@@ -41,5 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
         json_path=arguments.json,
         plot_directory=arguments.plot,
     )
-    report = run_bench(asked, Console())
+    if arguments.from_path:
+        report = Report.read(arguments.from_path)
+        tell(report, asked, console)
+    else:
+        report = run_bench(asked, console)
     return 1 if arguments.strict and report.missed else 0
