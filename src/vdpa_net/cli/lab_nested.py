@@ -22,14 +22,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--driver",
         choices=("vdpa-net", "dpdk"),
         default="vdpa-net",
-        help="the vDPA driver in the level-1 guests: ours, or DPDK's stock vdpa/ifc (vdpa-net)",
+        help="the vDPA driver in the level-1 guests: ours, or DPDK's stock vdpa/ifc",
     )
     parser.add_argument(
         "--sw-live-migration", action="store_true", help="let DPDK's driver log instead of the device"
     )
-    parser.add_argument(
-        "--rounds", type=whole_number(1), default=1, metavar="N", help="migrations, back and forth (1)"
-    )
+    options.add_rounds(parser, default=1)
     parser.add_argument("--packed", action="store_true", help="packed virtqueues")
     parser.add_argument("--iommu", action="store_true", help="put a vIOMMU into the level-2 machine")
     parser.add_argument(
@@ -38,18 +36,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PPS",
         help="packets/s per direction, by the guest's clock (100, with --iommu 10)",
     )
-    options.add_machine(parser, min_memory_mib=MIN_MEMORY_MIB)
+    options.add_run(parser, min_memory_mib=MIN_MEMORY_MIB)
     parser.set_defaults(memory=MIN_MEMORY_MIB)
-    options.add_keep(parser)
     parser.add_argument(
         "--kill",
         choices=("l1-dst", "l2-dst", "device-dst"),
         help="kill this part of the destination in pre-copy: the guest has to go on where it is",
     )
-    options.add_faults(parser)
-    options.add_seed(parser)
-    options.add_json(parser)
-    options.add_junit(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -64,22 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
     )
 
     asked = NestedOptions(
-        rounds=arguments.rounds,
+        **options.run_options(arguments),
         driver=arguments.driver,
         software_live_migration=arguments.sw_live_migration,
-        qemu=arguments.qemu,
-        accel=arguments.accel,
-        memory_mib=arguments.memory,
         rate_pps=arguments.rate or (IOMMU_RATE_PPS if arguments.iommu else RATE_PPS),
-        packed=arguments.packed,
-        iommu=arguments.iommu,
-        faults=tuple(arguments.fault),
-        seed=arguments.seed,
-        json_path=arguments.json,
-        junit_path=arguments.junit,
-        directory=arguments.logs,
-        keep=arguments.keep,
-        report=arguments.report,
         kill=arguments.kill,
     )
     return run_nested(asked, Console())

@@ -20,11 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("domain", type=Path, metavar="IN.xml", help="the domain, as `virsh dumpxml` shows it")
     parser.add_argument(
-        "--output", type=Path, default=Path("converted"), metavar="DIR", help="where to write (converted)"
+        "--output", type=Path, default=Path("converted"), metavar="DIR", help="where to write"
     )
-    parser.add_argument(
-        "--user", default="libvirt-qemu", metavar="USER", help="whom libvirt's QEMU runs as (libvirt-qemu)"
-    )
+    parser.add_argument("--user", default="libvirt-qemu", metavar="USER", help="whom libvirt's QEMU runs as")
 
 
 def run(arguments: argparse.Namespace) -> int:

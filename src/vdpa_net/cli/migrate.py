@@ -19,18 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_device(parser.add_argument_group("the devices"))
     _add_load(parser.add_argument_group("the load"))
     _add_guest(parser.add_argument_group("your own stack"))
-    options.add_machine(parser, min_memory_mib=MIN_MEMORY_MIB)
-    options.add_keep(parser.add_argument_group("results"))
-    options.add_faults(parser)
-    options.add_seed(parser)
-    options.add_json(parser)
-    options.add_junit(parser)
+    options.add_run(parser, min_memory_mib=MIN_MEMORY_MIB)
 
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--rounds", type=whole_number(1), default=2, metavar="N", help="migrations, back and forth (2)"
-    )
+    options.add_rounds(group, default=2)
     group.add_argument(
         "--cancel-at",
         metavar="PHASE",
@@ -55,11 +48,11 @@ def _add_device(group: argparse._ArgumentGroup) -> None:
         "--transport",
         choices=options.TRANSPORTS,
         default="in-process",
-        help="how the driver reaches the device (in-process)",
+        help="how the driver reaches the device",
     )
-    group.add_argument("--profile", default="vdpa", metavar="PROFILE", help="LM register layout (vdpa)")
+    group.add_argument("--profile", default="vdpa", metavar="PROFILE", help="LM register layout")
     group.add_argument(
-        "--queue-pairs", type=whole_number(1), default=1, metavar="N", help="queue pairs of the NIC (1)"
+        "--queue-pairs", type=whole_number(1), default=1, metavar="N", help="queue pairs of the NIC"
     )
     group.add_argument("--packed", action="store_true", help="packed virtqueues")
     group.add_argument(
@@ -72,17 +65,15 @@ def _add_device(group: argparse._ArgumentGroup) -> None:
 
 def _add_load(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--rate", type=whole_number(1), default=1000, metavar="PPS", help="packets/s per direction (1000)"
+        "--rate", type=whole_number(1), default=1000, metavar="PPS", help="packets/s per direction"
     )
-    group.add_argument(
-        "--size", default="80-1400", metavar="BYTES", help="UDP payloads: BYTES or MIN-MAX (80-1400)"
-    )
+    group.add_argument("--size", default="80-1400", metavar="BYTES", help="UDP payloads: BYTES or MIN-MAX")
     group.add_argument(
         "--dirty-rate",
         type=whole_number(0),
         default=1024,
         metavar="KIB",
-        help="memory that the guest rewrites per second (1024)",
+        help="memory that the guest rewrites per second",
     )
     group.add_argument(
         "--bandwidth", type=whole_number(1), metavar="MIB", help="limit of the transfer, per second"
@@ -92,7 +83,7 @@ def _add_load(group: argparse._ArgumentGroup) -> None:
         type=whole_number(1),
         default=300,
         metavar="MS",
-        help="QEMU's downtime-limit (300)",
+        help="QEMU's downtime-limit",
     )
 
 
@@ -127,17 +118,12 @@ def run(arguments: argparse.Namespace) -> int:
 
     foreign = arguments.backend_socket
     asked = MigrateOptions(
-        rounds=arguments.rounds,
+        **options.run_options(arguments),
         transport=arguments.transport,
         profile=arguments.profile,
-        qemu=arguments.qemu,
-        accel=arguments.accel,
-        memory_mib=arguments.memory,
         rate_pps=arguments.rate,
         lengths=parse_size(arguments.size),
         queue_pairs=arguments.queue_pairs,
-        packed=arguments.packed,
-        iommu=arguments.iommu,
         dirty_kib_per_s=arguments.dirty_rate,
         bandwidth_mib_per_s=arguments.bandwidth,
         downtime_limit_ms=arguments.downtime_limit,
@@ -151,12 +137,5 @@ def run(arguments: argparse.Namespace) -> int:
         backend_sockets=None if foreign is None else parse_backend_sockets(foreign),
         reference=arguments.reference,
         gap_only=arguments.gap_only,
-        faults=tuple(arguments.fault),
-        seed=arguments.seed,
-        json_path=arguments.json,
-        junit_path=arguments.junit,
-        report=arguments.report,
-        directory=arguments.logs,
-        keep=arguments.keep,
     )
     return run_migrate(asked, Console())

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 if TYPE_CHECKING:
     from vdpa_net.options import VhostSocket
@@ -14,6 +14,66 @@ if TYPE_CHECKING:
 ACCELERATORS = ("auto", "kvm", "tcg")
 TRANSPORTS = ("in-process", "vfio-user")
 """How a driver reaches the device."""
+
+
+class RunOptions(TypedDict):
+    """What all migrations of the lab are asked for, by the names of `lab.migrate.options.MigrateOptions`."""
+
+    rounds: int
+    qemu: str | None
+    accel: str
+    memory_mib: int
+    packed: bool
+    iommu: bool
+    faults: tuple[str, ...]
+    seed: int
+    json_path: Path | None
+    junit_path: Path | None
+    report: Path | None
+    directory: Path | None
+    keep: bool
+
+
+def add_run(parser: argparse.ArgumentParser, *, min_memory_mib: int) -> None:
+    """The machine, what is kept, and what goes wrong on purpose: most of `run_options`."""
+    add_machine(parser, min_memory_mib=min_memory_mib)
+    add_keep(parser.add_argument_group("results"))
+    add_faults(parser)
+    add_seed(parser)
+    add_json(parser)
+    add_junit(parser)
+
+
+def add_rounds(parser: argparse._ActionsContainer, *, default: int) -> None:
+    """Declare `rounds`."""
+    from vdpa_net.cli.parser import whole_number  # noqa: PLC0415
+
+    parser.add_argument(
+        "--rounds",
+        type=whole_number(1),
+        default=default,
+        metavar="N",
+        help="migrations, back and forth",
+    )
+
+
+def run_options(arguments: argparse.Namespace) -> RunOptions:
+    """The values of `add_run` and of the rounds, packed rings and vIOMMU that each command declares."""
+    return {
+        "rounds": arguments.rounds,
+        "qemu": arguments.qemu,
+        "accel": arguments.accel,
+        "memory_mib": arguments.memory,
+        "packed": arguments.packed,
+        "iommu": arguments.iommu,
+        "faults": tuple(arguments.fault),
+        "seed": arguments.seed,
+        "json_path": arguments.json,
+        "junit_path": arguments.junit,
+        "report": arguments.report,
+        "directory": arguments.logs,
+        "keep": arguments.keep,
+    }
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -7,14 +7,12 @@ socket, holds up one queue and nothing else.
 
 from __future__ import annotations
 
-import contextlib
-import os
-import select
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from vdpa_net.driver.handle import AsksForMaps
+from vdpa_net.driver.wake_thread import WakeThread
 from vdpa_net.transport.vhost_user.channel import BackendChannel
 from vdpa_net.wire.vhost_user import IOTLB_READ, IOTLB_WRITE, IotlbType
 
@@ -55,15 +53,14 @@ class IotlbMisses:
         self._doubtful: set[_Request] = set()
         self._channel: BackendChannel | None = None
         self._closing = False
-        self._fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._thread = threading.Thread(target=self._run, name="iotlb misses", daemon=True)
+        self._thread = WakeThread("iotlb misses", self._take_misses)
         self._thread.start()
 
     def watch(self, on: bool) -> None:
         """Take the device's misses for requests, or for the faults that they are without an IOMMU."""
         self._asked.clear()
         self._doubtful.clear()
-        self._device.watch_misses(self._fd if on else None)
+        self._device.watch_misses(self._thread.fd if on else None)
 
     def use_channel(self, channel: BackendChannel | None) -> None:
         """Ask by this channel, for what is under way, too."""
@@ -86,22 +83,14 @@ class IotlbMisses:
         """Ask no more; misses are faults again. Not with the lock held."""
         self._closing = True
         self._device.watch_misses(None)
-        os.eventfd_write(self._fd, 1)
-        self._thread.join()
-        os.close(self._fd)
+        self._thread.close()
 
-    def _run(self) -> None:
-        poll = select.poll()
-        poll.register(self._fd, select.POLLIN)
-        while True:
-            poll.poll()
-            with contextlib.suppress(BlockingIOError):
-                os.eventfd_read(self._fd)
-            if self._closing:
-                return
-            with self._lock:
-                for iova, write in self._device.take_misses():
-                    self._ask(_Request(iova, write))
+    def _take_misses(self) -> None:
+        if self._closing:
+            return
+        with self._lock:
+            for iova, write in self._device.take_misses():
+                self._ask(_Request(iova, write))
 
     def _ask(self, request: _Request) -> None:
         if self._is_translated(request.iova, request.write):
