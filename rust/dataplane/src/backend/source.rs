@@ -11,7 +11,7 @@ use vmm_sys_util::timerfd::TimerFd;
 use super::steering::{flow_of, Steering};
 use super::{cant_make, copy, place, Received};
 use crate::error::{Error, Result};
-use crate::memory::{Memory, Range};
+use crate::memory::{Canvas, Memory, Range};
 use crate::net::{self, HEADER_BYTES, MAX_FRAME_BYTES};
 
 /// Ethernet, IPv4 and UDP headers and a sequence number, padded to Ethernet's minimum.
@@ -22,7 +22,9 @@ const MAX_BACKLOG: Duration = Duration::from_millis(100);
 /// How often a source looks again whether it has got a flow, and the least that it sleeps.
 const TICK: Duration = Duration::from_millis(1);
 
-const HEADERS_BYTES: usize = 14 + 20 + 8;
+/// Where the UDP header and its payload are in a frame.
+const UDP: usize = 14 + 20;
+const PAYLOAD: usize = UDP + 8;
 pub(super) const FIRST_PORT: u16 = 49152;
 /// Addresses for measurements (RFC 2544).
 const SOURCE_IP: [u8; 4] = [198, 18, 0, 1];
@@ -94,9 +96,9 @@ impl Source {
         let packet = first_packet(config);
         let flows = (0..config.flows)
             .map(|flow| {
-                let mut own = packet.clone();
-                set_flow(&mut own, flow, 0);
-                (flow_of(&own[HEADER_BYTES..]), 0)
+                let mut own = packet[HEADER_BYTES..].to_vec();
+                own[UDP..UDP + 2].copy_from_slice(&(FIRST_PORT + flow).to_be_bytes());
+                (flow_of(&own), 0)
             })
             .collect();
         Ok(Self {
@@ -123,38 +125,48 @@ impl Source {
         }
     }
 
+    /// The flow whose turn it is to send a packet now; None: there is nothing yet.
+    #[inline]
+    fn next(&self, state: &mut SourceState) -> Option<usize> {
+        let Some(flow) = self.take_turn(state) else {
+            state.sleep(TICK);
+            return None;
+        };
+        if self.rate_pps > 0 && state.credit < CREDIT {
+            let wait = self.refill(state);
+            if state.credit < CREDIT {
+                state.sleep(wait);
+                return None;
+            }
+        }
+        Some(flow)
+    }
+
     /// The next packet, unless `take` fails to take it.
     fn take(
         &self,
         state: &mut SourceState,
         take: impl FnOnce(&[u8]) -> Result<Received>,
     ) -> Result<Received> {
-        let Some(flow) = self.take_turn(state) else {
-            state.sleep(TICK);
+        let Some(flow) = self.next(state) else {
             return Ok(Received::Empty);
         };
-        if self.rate_pps > 0 && state.credit < CREDIT {
-            let wait = self.refill(state);
-            if state.credit < CREDIT {
-                state.sleep(wait);
-                return Ok(Received::Empty);
-            }
+        let stamp = state.stamp(flow);
+        for (at, bytes) in stamp.fields() {
+            state.packet[at..at + bytes.len()].copy_from_slice(bytes);
         }
-        let number = state.flows[flow].1;
-        set_flow(&mut state.packet, flow as u16, number);
         let received = take(&state.packet)?;
-        state.credit = state.credit.saturating_sub(CREDIT);
-        state.next_flow = flow + 1;
-        state.flows[flow].1 += 1;
+        state.sent(flow);
         Ok(received)
     }
 
     /// The next flow, in turn, that is steered to this pair.
+    #[inline]
     fn take_turn(&self, state: &SourceState) -> Option<usize> {
-        let count = state.flows.len();
-        (0..count)
-            .map(|step| (state.next_flow + step) % count)
-            .find(|flow| self.is_ours(state.flows[*flow].0))
+        let next = state.next_flow;
+        let turns = (next..state.flows.len()).chain(0..next);
+        let mut ours = turns.filter(|flow| self.is_ours(state.flows[*flow].0));
+        ours.next()
     }
 
     fn is_ours(&self, flow: u32) -> bool {
@@ -187,6 +199,23 @@ pub(crate) struct SourceTurn<'a> {
 }
 
 impl SourceTurn<'_> {
+    /// The next packet, which is taken with [`Self::taken`].
+    #[inline]
+    pub(crate) fn offer(&mut self) -> Option<Offer<'_>> {
+        let flow = self.source.next(&mut self.state)?;
+        Some(Offer {
+            packet: &self.state.packet,
+            stamp: self.state.stamp(flow),
+            flow,
+        })
+    }
+
+    /// The packet of this flow, which was offered, is the driver's, or dropped.
+    #[inline]
+    pub(crate) fn taken(&mut self, flow: usize) {
+        self.state.sent(flow);
+    }
+
     pub(super) fn receive(&mut self, buffer: &mut [u8]) -> Received {
         let received = self
             .source
@@ -207,7 +236,60 @@ impl SourceTurn<'_> {
     }
 }
 
+/// A packet that lies in memory of ours, but for what distinguishes it.
+pub(crate) struct Offer<'a> {
+    /// A packet of the source, the numbers in which are those of another one.
+    pub(crate) packet: &'a [u8],
+    /// Whose it is.
+    pub(crate) flow: usize,
+    stamp: Stamp,
+}
+
+impl Offer<'_> {
+    /// Write the packet, which takes one chain. The constant bytes are copied from where nobody stores to: a copy of
+    /// what has just been stored has to wait for it.
+    #[inline]
+    pub(crate) fn write(&self, canvas: &Canvas<'_>) {
+        canvas.put(0, self.packet);
+        canvas.put(net::NUM_BUFFERS, &1u16.to_le_bytes());
+        for (at, bytes) in self.stamp.fields() {
+            canvas.put(at, bytes);
+        }
+    }
+}
+
+/// What distinguishes a packet from the others of its source.
+struct Stamp {
+    port: [u8; 2],
+    number: [u8; 8],
+}
+
+impl Stamp {
+    /// Offset and bytes of each field.
+    #[inline]
+    fn fields(&self) -> [(usize, &[u8]); 2] {
+        let frame = HEADER_BYTES;
+        [(frame + UDP, &self.port), (frame + PAYLOAD, &self.number)]
+    }
+}
+
 impl SourceState {
+    #[inline]
+    fn stamp(&self, flow: usize) -> Stamp {
+        Stamp {
+            port: (FIRST_PORT + flow as u16).to_be_bytes(),
+            number: self.flows[flow].1.to_be_bytes(),
+        }
+    }
+
+    /// A packet of this flow is gone.
+    #[inline]
+    fn sent(&mut self, flow: usize) {
+        self.credit = self.credit.saturating_sub(CREDIT);
+        self.next_flow = flow + 1;
+        self.flows[flow].1 += 1;
+    }
+
     /// Let the port become readable after `time`. Setting a timer again clears what it said before.
     fn sleep(&mut self, time: Duration) {
         // It fails for impossible times only.
@@ -235,11 +317,4 @@ fn first_packet(config: &SourceConfig) -> Vec<u8> {
     ip[22..24].copy_from_slice(&9u16.to_be_bytes());
     ip[24..26].copy_from_slice(&(ip_bytes - 20).to_be_bytes());
     packet
-}
-
-fn set_flow(packet: &mut [u8], flow: u16, number: u64) {
-    let udp = HEADER_BYTES + 14 + 20;
-    packet[udp..udp + 2].copy_from_slice(&(FIRST_PORT + flow).to_be_bytes());
-    let payload = HEADER_BYTES + HEADERS_BYTES;
-    packet[payload..payload + 8].copy_from_slice(&number.to_be_bytes());
 }

@@ -102,20 +102,6 @@ impl Memory<'_> {
         self.for_each_piece(range, writable, |_| ())
     }
 
-    /// Read a little-endian 16-bit word, atomically; acquire. Its address must be even.
-    #[inline]
-    pub fn load_u16(&self, iova: u64) -> Result<u16> {
-        Ok(u16::from_le(self.word(iova, false)?.load_u16()))
-    }
-
-    /// Write a little-endian 16-bit word of a ring, atomically; release; then mark. Its address must be even.
-    #[inline]
-    pub fn store_u16(&self, iova: u64, value: u16) -> Result<()> {
-        self.word(iova, true)?.store_u16(value.to_le());
-        self.mark_as(Subject::Ring, Range { iova, len: 2 });
-        Ok(())
-    }
-
     /// Copy guest memory to `buf`, all of it or nothing.
     pub fn read_into(&self, iova: u64, buf: &mut [u8]) -> Result<()> {
         let mut done = 0;
@@ -127,30 +113,13 @@ impl Memory<'_> {
         })
     }
 
-    /// Copy `N` bytes of guest memory.
-    #[inline]
-    pub fn read_array<const N: usize>(&self, iova: u64) -> Result<[u8; N]> {
-        let mut array = [0; N];
-        match self.piece(Range::new(iova, N as u64), false) {
-            Some(bytes) if bytes.len() == N => bytes.copy_to(&mut array),
-            _ => self.read_into(iova, &mut array)?,
-        }
-        Ok(array)
-    }
-
     /// Copy `buf` to guest memory, all of it or nothing; then mark.
     pub fn write_from(&self, iova: u64, buf: &[u8]) -> Result<()> {
         self.write_as(Subject::Data, iova, buf)
     }
 
-    /// Write an entry of a ring, all of it or nothing; then mark.
-    #[inline]
-    pub fn write_entry(&self, iova: u64, entry: &[u8]) -> Result<()> {
-        self.write_as(Subject::Ring, iova, entry)
-    }
-
-    #[inline]
-    fn write_as(&self, subject: Subject, iova: u64, buf: &[u8]) -> Result<()> {
+    #[inline(always)]
+    pub(super) fn write_as(&self, subject: Subject, iova: u64, buf: &[u8]) -> Result<()> {
         let range = Range::new(iova, buf.len() as u64);
         match self.piece(range, true) {
             Some(bytes) if bytes.len() == buf.len() => bytes.copy_from(buf),
@@ -310,17 +279,6 @@ impl Memory<'_> {
         })
     }
 
-    #[inline]
-    fn word(&self, iova: u64, write: bool) -> Result<HostBytes<'_>> {
-        if iova % 2 != 0 {
-            return Err(Error::Misaligned { iova, align: 2 });
-        }
-        let range = Range { iova, len: 2 };
-        // Maps begin and end on pages, so an aligned word lies in one.
-        self.piece(range, write)
-            .ok_or_else(|| self.unmapped(range, iova, write))
-    }
-
     /// The access that failed was an attempt: nobody waits for its map.
     pub(crate) fn forget_miss(&self) {
         self.missed.set(None);
@@ -332,7 +290,7 @@ impl Memory<'_> {
     }
 
     #[cold]
-    fn unmapped(&self, range: Range, fault_iova: u64, write: bool) -> Error {
+    pub(super) fn unmapped(&self, range: Range, fault_iova: u64, write: bool) -> Error {
         self.missed.set(Some(Miss::at(fault_iova, write)));
         Error::Unmapped {
             iova: range.iova,
@@ -343,15 +301,15 @@ impl Memory<'_> {
     }
 
     /// The beginning of `range`, as far as it lies in one map.
-    #[inline]
-    fn piece(&self, range: Range, write: bool) -> Option<HostBytes<'_>> {
+    #[inline(always)]
+    pub(super) fn piece(&self, range: Range, write: bool) -> Option<HostBytes<'_>> {
         range.iova.checked_add(range.len.checked_sub(1)?)?;
         let span = self.span(range.iova).filter(|span| span.allows(write))?;
         let len = range.len.min(span.last - range.iova + 1);
         Some(self.bytes(&span, range.iova, len))
     }
 
-    #[inline]
+    #[inline(always)]
     fn span(&self, iova: u64) -> Option<Span> {
         let hit = self.cache.iter().find(|span| span.get().holds(iova));
         hit.map(Cell::get).or_else(|| self.look_up(iova))
@@ -367,7 +325,7 @@ impl Memory<'_> {
     }
 
     /// `len` bytes at `iova`, all of which lie in `span`.
-    #[inline]
+    #[inline(always)]
     fn bytes(&self, span: &Span, iova: u64, len: u64) -> HostBytes<'_> {
         debug_assert!(span.holds(iova) && len <= span.last - iova + 1);
         // SAFETY: the span is an entry of the maps, which the guard in `self` keeps as they are, with a reference to

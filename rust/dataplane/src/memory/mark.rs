@@ -14,6 +14,7 @@ const LOG_CLAUSE: &str = "LM registers, Logging";
 impl Memory<'_> {
     /// Mark every page of `range`, if a log runs. The stores of this type mark by themselves; this is for whoever
     /// has to mark once more.
+    #[inline]
     pub fn mark(&self, range: Range) {
         self.mark_as(Subject::Data, range);
     }

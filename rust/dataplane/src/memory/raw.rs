@@ -43,6 +43,20 @@ impl<'g> HostBytes<'g> {
         self.start.as_ptr() as usize
     }
 
+    /// `len` bytes of these, from `offset` on.
+    #[inline]
+    pub(super) fn part(self, offset: usize, len: usize) -> Self {
+        assert!(
+            offset <= self.len && len <= self.len - offset,
+            "part of guest memory"
+        );
+        // SAFETY: the part lies inside, as checked, and is mapped as the whole is.
+        unsafe {
+            let start = NonNull::new_unchecked(self.start.as_ptr().add(offset));
+            Self::new(start, len)
+        }
+    }
+
     #[inline]
     pub(super) fn iovec(self) -> libc::iovec {
         libc::iovec {
@@ -94,6 +108,55 @@ impl<'g> HostBytes<'g> {
         for (offset, bytes) in words(self.address(), self.len) {
             // SAFETY: offset + bytes <= len, and the guest address is aligned to `bytes`.
             unsafe { store_word(from.add(offset), to.add(offset), bytes) };
+        }
+    }
+
+    /// Have the first byte's cache line brought here, for stores to come. Nothing is read or written.
+    #[inline]
+    pub(super) fn prefetch_for_write(self) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch does not fault, whatever the address.
+        unsafe {
+            use std::arch::x86_64::{_mm_prefetch, _MM_HINT_ET0};
+            _mm_prefetch::<_MM_HINT_ET0>(self.start.as_ptr().cast());
+        }
+        #[cfg(target_arch = "aarch64")]
+        // SAFETY: a prefetch does not fault, whatever the address.
+        unsafe {
+            std::arch::asm!("prfm pstl1keep, [{0}]", in(reg) self.start.as_ptr(), options(nostack, preserves_flags));
+        }
+    }
+
+    /// Store two words, of which neither is seen in halves.
+    #[inline]
+    pub(super) fn store_pair(self, pair: [u32; 2]) {
+        assert!(
+            self.len >= 8 && self.address() % 4 == 0,
+            "guest memory words"
+        );
+        let to = self.start.as_ptr().cast::<u32>();
+        // SAFETY: eight bytes are valid; the address is aligned to 4 and, for the one store, to 8.
+        unsafe {
+            if self.address() % 8 == 0 {
+                let [first, second] = pair.map(u32::to_ne_bytes);
+                let [a, b, c, d] = first;
+                let [e, f, g, h] = second;
+                to.cast::<u64>()
+                    .write_volatile(u64::from_ne_bytes([a, b, c, d, e, f, g, h]));
+            } else {
+                to.write_volatile(pair[0]);
+                to.add(1).write_volatile(pair[1]);
+            }
+        }
+    }
+
+    /// Copy all bytes in, in any order and pieces: not for fields of a ring.
+    #[inline]
+    pub(super) fn copy_data_from(self, data: &[u8]) {
+        assert_eq!(data.len(), self.len, "guest memory copy");
+        // SAFETY: both are valid for `len` bytes; `data` is borrowed, so they don't overlap.
+        unsafe {
+            std::ptr::copy_nonoverlapping(data.as_ptr(), self.start.as_ptr(), self.len);
         }
     }
 

@@ -50,7 +50,7 @@ pub struct Chain {
 
 impl Chain {
     /// Begin anew, at this descriptor.
-    #[inline]
+    #[inline(always)]
     pub(super) fn begin(&mut self, first: u16) {
         self.first = first;
         self.readable.clear();
@@ -64,7 +64,7 @@ impl Chain {
         self.first
     }
 
-    #[inline]
+    #[inline(always)]
     pub(super) fn add(&mut self, descriptor: &Descriptor) -> RingResult<()> {
         let len = u64::from(descriptor.len);
         if self.readable_len + self.writable_len + len > MAX_CHAIN_BYTES {
@@ -122,7 +122,7 @@ pub(super) struct Descriptor {
 
 impl Descriptor {
     /// Number `index` of the table at `base`, in a split layout (flags before next).
-    #[inline]
+    #[inline(always)]
     pub(super) fn read_split(memory: &Memory<'_>, base: u64, index: u32) -> RingResult<Self> {
         let (addr, len, flags, link) = read(memory, base, index)?;
         Ok(Self {
@@ -134,7 +134,7 @@ impl Descriptor {
     }
 
     /// Number `index` of the ring or table at `base`, in a packed layout (id before flags).
-    #[inline]
+    #[inline(always)]
     pub(super) fn read_packed(memory: &Memory<'_>, base: u64, index: u32) -> RingResult<Self> {
         let (addr, len, link, flags) = read(memory, base, index)?;
         Ok(Self {
@@ -146,7 +146,7 @@ impl Descriptor {
     }
 
     /// Whether it is a chain by itself, as most are.
-    #[inline]
+    #[inline(always)]
     pub(super) fn is_whole(&self) -> bool {
         self.flags & (NEXT | INDIRECT) == 0
     }
@@ -187,7 +187,7 @@ fn wraps_around(base: u64) -> RingFault {
     }
 }
 
-#[inline]
+#[inline(always)]
 fn read(memory: &Memory<'_>, base: u64, index: u32) -> RingResult<(u64, u32, u16, u16)> {
     let address = base.checked_add(u64::from(index) * DESCRIPTOR_BYTES);
     let address = address.ok_or_else(|| wraps_around(base))?;

@@ -15,8 +15,8 @@ use crate::ring::{Ring, RingResult};
 
 /// What came of an attempt.
 pub(super) enum Direct {
-    /// The chains of the inbox hold a packet, and are used.
-    Delivered,
+    /// A packet is the driver's, in so many chains.
+    Delivered { chains: usize },
     /// There was a packet that nobody gets.
     Dropped,
     /// The way through the inbox has to be taken, now or from now on.
@@ -41,7 +41,7 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
     pub(super) fn receive_direct(&mut self) -> RingResult<Direct> {
         self.inbox.begin();
         let result = self.try_direct();
-        if !matches!(result, Ok(Direct::Delivered)) {
+        if !matches!(result, Ok(Direct::Delivered { .. })) {
             self.hand_back(0);
         }
         result
@@ -90,7 +90,8 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
             }
         }
         self.finish(len)?;
-        Ok(Direct::Delivered)
+        let chains = self.inbox.used.len();
+        Ok(Direct::Delivered { chains })
     }
 
     fn drop_packet(&self, reason: Drop) -> Direct {

@@ -7,6 +7,7 @@ mod drain;
 mod events;
 mod fault;
 mod hooked;
+mod offered;
 mod pair;
 mod queue;
 mod receive;

@@ -232,7 +232,7 @@ pub(super) struct Batch<'a, 'm, R: Ring + ?Sized> {
     pub(super) inbox: &'a mut Inbox,
     is_mergeable: bool,
     pub(super) port: Receiver<'a>,
-    counters: BatchCounters,
+    pub(super) counters: BatchCounters,
 }
 
 impl<R: Ring + ?Sized> Batch<'_, '_, R> {
@@ -249,15 +249,18 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
             if chains >= usize::from(budget) || packets >= budget {
                 break Ended::Budget;
             }
-            if self.inbox.goes_direct() && self.port.is_direct() {
-                match self.receive_direct()? {
-                    Direct::Delivered => chains += self.inbox.used.len(),
-                    Direct::Dropped => {}
-                    Direct::NotThisWay => continue,
-                    Direct::Nothing(ended) => break ended,
+            match self.receive_at_once()? {
+                Direct::NotThisWay => {}
+                Direct::Nothing(ended) => break ended,
+                Direct::Delivered { chains: used } => {
+                    chains += used;
+                    packets += 1;
+                    continue;
                 }
-                packets += 1;
-                continue;
+                Direct::Dropped => {
+                    packets += 1;
+                    continue;
+                }
             }
             match self.fetch()? {
                 Fetched::Ready => {}
@@ -276,6 +279,20 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
             packets += 1;
         };
         Ok(ReceivedBatch { packets, ended })
+    }
+
+    /// Receive the next packet past the inbox, if it may go that way.
+    #[inline]
+    fn receive_at_once(&mut self) -> RingResult<Direct> {
+        if !self.inbox.is_empty() {
+            return Ok(Direct::NotThisWay);
+        }
+        match self.receive_offered()? {
+            Direct::NotThisWay if self.inbox.goes_direct() && self.port.is_direct() => {
+                self.receive_direct()
+            }
+            other => Ok(other),
+        }
     }
 
     /// Make sure that there is a packet in the inbox; otherwise say why not. None is taken from the back end as long

@@ -22,6 +22,8 @@ const MAPPED_BYTES: u64 = 21 * PAGE;
 #[derive(Clone, Debug)]
 enum Store {
     StoreU16(u64),
+    WritePair(u64),
+    Compose(u64, usize),
     Write(u64, usize),
     Scatter(Vec<(u64, u64)>, usize),
     Readv(Vec<(u64, u64)>, usize),
@@ -34,6 +36,8 @@ fn writes() -> impl Strategy<Value = Vec<Store>> {
     let bytes = 0..(5 * PAGE as usize);
     let write = prop_oneof![
         iova.clone().prop_map(Store::StoreU16),
+        (0..RAM_BYTES / 4).prop_map(|word| Store::WritePair(4 * word)),
+        (iova.clone(), bytes.clone()).prop_map(|(iova, len)| Store::Compose(iova, len)),
         (iova.clone(), bytes.clone()).prop_map(|(iova, len)| Store::Write(iova, len)),
         (ranges.clone(), bytes.clone()).prop_map(|(ranges, len)| Store::Scatter(ranges, len)),
         (ranges, bytes).prop_map(|(ranges, len)| Store::Readv(ranges, len)),
@@ -52,6 +56,15 @@ fn ranges(list: &[(u64, u64)]) -> Vec<Range> {
 fn perform(memory: &Memory<'_>, write: &Store, fill: u8) {
     match write {
         Store::StoreU16(iova) => drop(memory.store_u16(*iova, u16::from_le_bytes([fill; 2]))),
+        Store::WritePair(iova) => {
+            drop(memory.write_pair(*iova, [u32::from_le_bytes([fill; 4]); 2]))
+        }
+        Store::Compose(iova, len) => {
+            memory.compose(Range::new(*iova, *len as u64), |canvas| {
+                canvas.put(0, &vec![fill; len / 2]);
+                canvas.put(len / 2, &vec![fill; len - len / 2]);
+            });
+        }
         Store::Write(iova, len) => drop(memory.write_from(*iova, &vec![fill; *len])),
         Store::Scatter(list, len) => drop(memory.scatter(&ranges(list), &vec![fill; *len])),
         Store::Mark(iova, len) => memory.mark(Range::new(*iova, *len)),
@@ -176,6 +189,55 @@ fn a_chain_that_names_terabytes_is_refused() {
     let mut out = Vec::new();
     let error = space.lock().gather(&ranges, &mut out).unwrap_err();
     assert_eq!((error.errno(), out.len()), (libc::EMSGSIZE, 0));
+}
+
+#[test]
+fn a_pair_is_written_whole_wherever_four_divides_its_address() {
+    let (space, ram, _) = guest();
+    let memory = space.lock();
+    // In one map at both alignments, across two maps, and not mapped.
+    for (iova, is_mapped) in [
+        (8, true),
+        (12, true),
+        (PAGE - 4, true),
+        (21 * PAGE - 4, false),
+    ] {
+        assert_eq!(
+            memory.write_pair(iova, [0x0403_0201, 0x0807_0605]).is_ok(),
+            is_mapped
+        );
+        let expected = if is_mapped {
+            [1, 2, 3, 4, 5, 6, 7, 8]
+        } else {
+            [0; 8]
+        };
+        let mut found = [0; 8];
+        let readable = if is_mapped { 8 } else { 4 };
+        memory.read_into(iova, &mut found[..readable]).unwrap();
+        assert_eq!(found, expected, "{iova:#x}");
+    }
+    drop(memory);
+    assert_eq!(
+        contents(&ram)[16 * PAGE as usize + 8..][..12],
+        [1, 2, 3, 4, 1, 2, 3, 4, 5, 6, 7, 8]
+    );
+}
+
+#[test]
+fn nothing_is_composed_where_a_buffer_does_not_lie_in_one_map() {
+    let (space, ram, log) = guest();
+    space.start_log(LOG, LOG + 8).unwrap();
+    let memory = space.lock();
+    let compose =
+        |iova, len: u64| memory.compose(Range::new(iova, len), |canvas| canvas.put(1, &[7, 8]));
+    assert!(!compose(PAGE - 2, 4));
+    assert!(!compose(21 * PAGE, 4));
+    assert!(!compose(0, 0));
+    assert_eq!(set_bits(&contents(&log)), [0u64; 0]);
+    assert!(compose(PAGE - 4, 4));
+    drop(memory);
+    assert_eq!(contents(&ram)[17 * PAGE as usize - 4..][..4], [0, 7, 8, 0]);
+    assert_eq!(set_bits(&contents(&log)), [0]);
 }
 
 #[test]

@@ -36,6 +36,9 @@ use walk::Walk;
 
 const AVAIL: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
+const DESCRIPTORS_PER_LINE: u16 = 4;
+/// How far ahead of the one that is taken.
+const PREFETCH_DESCRIPTORS: u16 = 16;
 /// Where len, id and flags, the fields of a used descriptor, begin.
 const USED_FIELDS: u64 = 8;
 const FLAGS: u64 = 14;
@@ -116,6 +119,20 @@ impl PackedQueue {
     #[inline]
     fn is_available_at(&self, memory: &Memory<'_>, position: Position) -> RingResult<bool> {
         Ok(is_available(self.load_flags(memory, position)?, position))
+    }
+
+    /// Descriptors are read in the order of the ring, and written to later.
+    #[inline]
+    fn prefetch(&self, memory: &Memory<'_>) {
+        let ahead = self.avail.index() + PREFETCH_DESCRIPTORS;
+        if ahead % DESCRIPTORS_PER_LINE == 0 && PREFETCH_DESCRIPTORS <= self.size {
+            let index = if ahead < self.size {
+                ahead
+            } else {
+                ahead - self.size
+            };
+            memory.prefetch_for_write(self.desc + DESCRIPTOR_BYTES * u64::from(index));
+        }
     }
 
     #[inline]
@@ -212,6 +229,7 @@ impl Ring for PackedQueue {
             indirect: self.indirect,
             room: self.size - self.in_flight,
         };
+        self.prefetch(memory);
         walk.collect(self.avail, chain)?;
         let slots = chain.taken.slots;
         self.avail = self.avail.forward(slots, self.size);
@@ -232,14 +250,13 @@ impl Ring for PackedQueue {
     fn write_used(&mut self, memory: &Memory<'_>, taken: Taken, len: u32) -> RingResult<()> {
         let fields = self.descriptor(self.used) + USED_FIELDS;
         let flags = used_flags(self.used, len);
-        let [l0, l1, l2, l3] = len.to_le_bytes();
-        let [i0, i1] = taken.head.to_le_bytes();
-        let [f0, f1] = flags.to_le_bytes();
-        let element = [l0, l1, l2, l3, i0, i1, f0, f1];
         if self.held_back.is_some() {
-            memory.write_entry(fields, &element)?;
+            let id_and_flags = u32::from(flags) << 16 | u32::from(taken.head);
+            memory.write_pair(fields, [len, id_and_flags])?;
         } else {
-            memory.write_entry(fields, &element[..(FLAGS - USED_FIELDS) as usize])?;
+            let [l0, l1, l2, l3] = len.to_le_bytes();
+            let [i0, i1] = taken.head.to_le_bytes();
+            memory.write_entry(fields, &[l0, l1, l2, l3, i0, i1])?;
             let iova = fields + FLAGS - USED_FIELDS;
             self.held_back = Some(HeldBack { iova, flags });
         }

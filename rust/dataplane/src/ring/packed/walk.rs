@@ -23,7 +23,7 @@ pub(super) struct Walk<'a, 'm> {
 impl Walk<'_, '_> {
     /// Collect the chain whose first descriptor, known to be available, is at `start`. Ends after at most `room`
     /// descriptors of the ring.
-    #[inline]
+    #[inline(always)]
     pub(super) fn collect(&self, start: Position, chain: &mut Chain) -> RingResult<()> {
         chain.begin(start.index());
         let mut position = start;

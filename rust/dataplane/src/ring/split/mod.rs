@@ -234,14 +234,9 @@ impl Ring for SplitQueue {
 
     #[inline]
     fn write_used(&mut self, memory: &Memory<'_>, taken: Taken, len: u32) -> RingResult<()> {
-        let mut element = [0; USED_ELEMENT_BYTES as usize];
-        element[..4].copy_from_slice(&u32::from(taken.head).to_le_bytes());
-        element[4..].copy_from_slice(&len.to_le_bytes());
         let slot = self.slot(self.next_used_idx);
-        memory.write_entry(
-            self.device + USED_RING + USED_ELEMENT_BYTES * slot,
-            &element,
-        )?;
+        let element = self.device + USED_RING + USED_ELEMENT_BYTES * slot;
+        memory.write_pair(element, [u32::from(taken.head), len])?;
         self.next_used_idx = self.next_used_idx.wrapping_add(1);
         Ok(())
     }

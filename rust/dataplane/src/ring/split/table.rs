@@ -49,7 +49,7 @@ impl Table {
         })
     }
 
-    #[inline]
+    #[inline(always)]
     fn read(&mut self, memory: &Memory<'_>, index: u16, head: u16) -> RingResult<Descriptor> {
         if u32::from(index) >= self.entries || self.steps_left == 0 {
             return Err(self.beyond(index, head));
@@ -83,7 +83,7 @@ impl Table {
 }
 
 /// Collect the chain that begins at `head` of `table`, a queue's, into `chain`. Ends after a bounded number of steps.
-#[inline]
+#[inline(always)]
 pub(super) fn walk(
     memory: &Memory<'_>,
     mut table: Table,
