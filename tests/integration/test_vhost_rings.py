@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import select
 import struct
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -197,6 +198,34 @@ def test_a_log_that_is_replaced_and_cleared_while_a_ring_is_disabled_is_followed
     assert second.harvest() == set()
     first.close()
     second.close()
+
+
+def test_the_last_base_is_told_before_the_log_goes_off_and_the_device_is_reset(
+    guest: VhostGuest, side: VhostSide
+) -> None:
+    """A machine that migrates stands still until then; the stop has completed the log."""
+    log = DirtyLog.for_memory_end(END, PAGE)
+    guest.run(10)
+    guest.front_end.start_logging(log)
+    guest.run(10)
+    log.harvest()
+    offer(guest, 0, 8, kick=False)
+    answered = threading.Event()
+    seen: list[tuple[str, bool]] = []
+    side.device.on_event(
+        lambda name, _info: (
+            seen.append((name, answered.wait(PATIENCE_S))) if name in ("log_stopping", "reset") else None
+        )
+    )
+    for queue in (RX, TX):
+        get_base(guest, queue)
+    marked = log.harvest()
+    answered.set()
+    assert set(guest.rings[TX].device_pages()) & marked
+    guest.front_end.get_u64(Request.GET_FEATURES)
+    assert seen == [("log_stopping", True), ("reset", True)]
+    assert log.harvest() == set()
+    log.close()
 
 
 # --- eventfds for errors and for the log ----------------------------------------------------------

@@ -226,7 +226,7 @@ class VhostBackend:
             self._rings.set_base(index, num)
 
     def get_vring_base(self, index: int) -> int:
-        """Stop the ring; where it stands."""
+        """Stop the ring; where it stands. What remains to be done for a stop is left to `answered`."""
         with self._lock:
             return self._rings.get_base(index)
 
@@ -281,6 +281,12 @@ class VhostBackend:
             self._iommu.use_channel(channel)
         if before is not None:
             before.close()
+
+    def answered(self) -> None:
+        """A machine that migrates stands still until GET_VRING_BASE is answered: the rest comes behind it."""
+        if self._rings.has_stopped:
+            with self._lock:
+                self._rings.finish_stops()
 
     def disconnected(self) -> None:
         """The front end is gone: stop, reset, unmap, forget."""

@@ -62,6 +62,7 @@ class VhostRings:
         self._discarder = Discarder(driver.maps, count // 2)
         self._discard_later: dict[int, Timer] = {}
         self._vrings = [Vring(index) for index in range(count)]
+        self._stopped: list[Vring] = []
         self.needs_enable: Callable[[], bool] = lambda: False
         self.device_features: Callable[[], int] = lambda: 0
         self.log: Callable[[], LogArea | None] = lambda: None
@@ -93,14 +94,24 @@ class VhostRings:
         self._stopped_ring(index, "SET_VRING_BASE").base = num
 
     def get_base(self, index: int) -> int:
-        """Stop the ring; where it stands. After the last ring the device is reset."""
+        """Stop the ring; where it stands. Then `finish_stops` is due."""
         vring = self._ring(index)
         self._stop(vring)
         self.on_stopped()
-        self._forget_kick(vring)
-        if self._driver.is_running and not any(item.is_started for item in self._vrings):
-            self._driver.finish()
+        self._stopped.append(vring)
         return self._base(vring)
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether `finish_stops` is due."""
+        return bool(self._stopped)
+
+    def finish_stops(self) -> None:
+        """Give the kicks of stopped rings back; after the last one, whose marks are made: log off, reset."""
+        while self._stopped:
+            self._forget_kick(self._stopped.pop())
+        if self._driver.is_running and not any(vring.is_started for vring in self._vrings):
+            self._driver.finish()
 
     def set_kick(self, index: int, fd: int | None) -> None:
         """The guest's kick. Without a descriptor the ring would have to be polled: refused."""
@@ -186,6 +197,7 @@ class VhostRings:
         # A device that is gone, too, needs no stop and has no eventfds.
         with contextlib.suppress(VdpaNetError):
             self.stop_all()
+        self._stopped.clear()
         for vring in self._vrings:
             with contextlib.suppress(VdpaNetError):
                 self._driver.bind_call(vring.index, None)

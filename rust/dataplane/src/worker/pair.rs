@@ -235,8 +235,10 @@ impl Pair {
         }
         *attached = kick;
         drop(attached);
-        // What was signalled on the old fd and not read yet.
-        self.events.wake();
+        if queue.is_running() {
+            // What was signalled on the old fd and not read yet.
+            self.events.wake();
+        }
         Ok(())
     }
 

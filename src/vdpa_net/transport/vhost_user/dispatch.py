@@ -112,6 +112,12 @@ class Backend(Protocol):
     def get_status(self) -> int:
         """Device status."""
 
+    def answered(self) -> None:
+        """What the front end waits for has been sent: whatever could wait until then.
+
+        An error ends the connection, since the front end can't be told of it any more.
+        """
+
     def disconnected(self) -> None:
         """The front end is gone: stop, unmap, reset. Never raises."""
 

@@ -126,6 +126,7 @@ class VhostUserPeer(ABC, Closing):
             close_fds(fds)
         if answer is not None:
             sock.send(answer)
+        self._backend.answered()
 
     def _answer(self, session: Session, header: Header, payload: bytes, fds: Sequence[int]) -> bytes | None:
         arrived_ns = time.monotonic_ns()
