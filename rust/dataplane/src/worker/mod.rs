@@ -8,6 +8,7 @@ mod events;
 mod fault;
 mod hooked;
 mod offered;
+mod pace;
 mod pair;
 mod queue;
 mod receive;
@@ -24,6 +25,7 @@ use vmm_sys_util::epoll::EventSet;
 
 use crate::error::{Error, Result};
 use events::Token;
+use pace::Pace;
 use pair::PortWish;
 
 pub(crate) use fault::QueueFault;
@@ -51,6 +53,7 @@ impl Worker {
             pair: Arc::clone(&pair),
             stop: Arc::clone(&stop),
             armed: PortWish::default(),
+            pace: Pace::default(),
         };
         let thread = spawn_quiet(format!("vdpa-pair-{number}"), move || run.forever())?;
         Ok(Self {
@@ -103,6 +106,7 @@ struct Run {
     pair: Arc<Pair>,
     stop: Arc<AtomicBool>,
     armed: PortWish,
+    pace: Pace,
 }
 
 impl Run {
@@ -123,18 +127,31 @@ impl Run {
     }
 
     /// Whether work came while we looked.
-    fn linger(&self) -> bool {
-        let patience = Duration::from_micros(u64::from(self.pair.poll_us()));
-        let end = Instant::now() + patience;
-        while Instant::now() < end {
+    fn linger(&mut self) -> bool {
+        let limit = Duration::from_micros(u64::from(self.pair.poll_us()));
+        let patience = self.pace.patience(limit);
+        if patience.is_zero() {
+            return false;
+        }
+        let waited = self.poll(patience);
+        self.pace.polled(limit, waited);
+        waited.is_some()
+    }
+
+    /// How long it took until there was work, at most `patience`.
+    fn poll(&self, patience: Duration) -> Option<Duration> {
+        let start = Instant::now();
+        loop {
             if self.pair.has_work() {
-                return true;
+                return Some(start.elapsed());
             }
             for _ in 0..32 {
                 std::hint::spin_loop();
             }
+            if start.elapsed() >= patience {
+                return None;
+            }
         }
-        false
     }
 
     fn sleep(&mut self, wish: PortWish) {
