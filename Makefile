@@ -28,7 +28,7 @@ help:
 	@echo 'make test-all  the same and what takes long: matrices, many rounds, long fuzzing'
 	@echo 'make wheel     a wheel in build/wheels that installs without Rust, and the proof that it does'
 	@echo 'make build     set up .venv, with the command .venv/bin/vdpa-net in it'
-	@echo 'make check     lint, types, formatting, layering'
+	@echo 'make check     lint, types, formatting, layering, and that what documents name is there'
 	@echo 'make bench     set up everything, then measure the device beside its peers'
 	@echo 'make bench-full bench-docs   the same at length, and the figures in docs/performance.md from it'
 	@echo 'make clean     remove what the other targets made here (the lab image in your cache stays)'
@@ -82,7 +82,8 @@ check: build check-tools
 	@$(STEP) 'cargo fmt --check' cargo fmt --all --check
 	@$(STEP) 'cargo fmt --check (libFuzzer)' cargo fmt --manifest-path fuzz/libfuzzer/Cargo.toml --check
 	@$(STEP) 'cargo clippy' cargo clippy --workspace --all-targets -- -D warnings
-	@$(STEP) 'layering and repository rules' $(BIN)/pytest -q tests/unit/test_layering.py tests/unit/test_repo_rules.py
+	@$(STEP) 'layering, repository rules, documents' $(BIN)/pytest -q tests/unit/test_layering.py tests/unit/test_repo_rules.py \
+	    tests/unit/test_docs.py
 
 clean:
 	rm -rf .venv target build $(AGENT) src/vdpa_net/_native*.so .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_LINES = 400
+MAX_COLUMNS_OF_TEXT = 130
 CODE = (".py", ".pyi", ".rs", ".sh", "")
 LICENCE = "SPDX-License-Identifier: Apache-2.0"
 
@@ -48,6 +49,7 @@ SOURCES = [
     for path in FILES
     if path.suffix in CODE and path.name not in ("LICENSE", ".gitignore", "py.typed", ".gitkeep")
 ]
+TEXTS = [path for path in FILES if path.suffix == ".md"]
 PUBLIC = [path for path in FILES if path.suffix == ".py" and path.is_relative_to(ROOT / "src")]
 
 
@@ -64,6 +66,20 @@ def test_the_licence_is_named_at_the_top(path: Path) -> None:
 @pytest.mark.parametrize("path", SOURCES, ids=names(SOURCES))
 def test_files_are_short_enough_to_read(path: Path) -> None:
     assert len(path.read_text().splitlines()) < MAX_LINES
+
+
+@pytest.mark.parametrize("path", TEXTS, ids=names(TEXTS))
+def test_lines_of_documents_fit_an_editor(path: Path) -> None:
+    """Rows of tables have no choice, nor has what a script writes."""
+    written = re.sub(
+        r"^<!-- figures.*?^<!-- end",
+        lambda found: "\n" * found[0].count("\n"),
+        path.read_text(),
+        flags=re.M | re.S,
+    )
+    lines = enumerate(written.splitlines(), 1)
+    long = [number for number, line in lines if len(line) > MAX_COLUMNS_OF_TEXT and line[0] != "|"]
+    assert not long, f"lines of more than {MAX_COLUMNS_OF_TEXT} columns: {long}"
 
 
 @pytest.mark.parametrize("what", FORBIDDEN)
