@@ -42,11 +42,11 @@ demo: build
 	@$(STEP) 'lab image (built once, kept in the cache)' $(BIN)/vdpa-net lab build
 	@$(STEP) 'migrate: a guest under traffic' $(BIN)/vdpa-net migrate --report build/demo-report
 
-test: build test-tools lab-image wheel
+test: build test-tools lab-image wheel bench-peers
 	@$(STEP) 'cargo test' cargo test --workspace --exclude vdpa-net-python
 	@$(STEP) --last 'pytest' $(BIN)/pytest -m 'not exhaustive' $(ARGS)
 
-test-all: build test-tools lab-image
+test-all: build test-tools lab-image bench-peers
 	@$(STEP) 'cargo test' cargo test --workspace --exclude vdpa-net-python
 	@$(STEP) --last 'pytest, exhaustive tests included' $(BIN)/pytest $(ARGS)
 

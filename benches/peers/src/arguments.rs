@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use crate::error::{Error, Result};
 
 /// Options that take no value.
-const SWITCHES: [&str; 4] = ["gentle", "gso", "hugepages", "log"];
+const SWITCHES: [&str; 7] = ["both", "gentle", "gso", "hugepages", "log", "lossy", "napi"];
 
 /// The options as given; each may be asked for once.
 pub struct Arguments {

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! How fast a device empties the queue of its tap: the queue is filled while no buffer is offered, then timed.
+//! How fast a device empties the queue of its tap: the queue is filled while the device's process stands still, then
+//! timed. Both ways: it also gets as many frames to send, and the time ends with the last one of either.
 
 use std::time::{Duration, Instant};
 
@@ -7,67 +8,135 @@ use serde_json::{json, Value};
 
 use crate::driver::Queue;
 use crate::error::{Error, Result};
-use crate::flood::Flood;
+use crate::flood::{Flood, Frames};
+use crate::frozen::Frozen;
 
-/// Less than the queue of the tap takes (`QUEUE_FRAMES` of the bench).
-const FRAMES: u64 = 8192;
 /// How long a device may let us wait without a frame: for its link, or because the machine is busy.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// After so long without a frame those that a lossy device has not brought are taken for lost.
+const LOST_AFTER: Duration = Duration::from_millis(50);
+const PAUSE: Duration = Duration::from_micros(20);
 
-/// Fill and empty, until that took `seconds` of emptying.
-pub fn run(receive: &mut Queue, interface: &str, bytes: usize, seconds: f64) -> Result<Value> {
-    let flood = Flood::new(interface, bytes)?;
-    wait_for_link(receive, &flood, interface)?;
-    let wanted = Duration::from_secs_f64(seconds);
-    let (mut frames, mut emptying) = (0, Duration::ZERO);
-    while emptying < wanted {
-        let end = receive.frames + flood.fill(FRAMES);
-        // What went into the buffers that were on offer already is not measured.
-        receive.collect();
-        let before = receive.frames;
-        let started = Instant::now();
-        receive.fill();
-        empty(receive, end, interface)?;
-        emptying += started.elapsed();
-        frames += receive.frames - before;
-    }
-    let seconds = emptying.as_secs_f64();
-    Ok(json!({
-        "frames": frames,
-        "seconds": seconds,
-        "frames_per_s": frames as f64 / seconds,
-    }))
+/// What is timed.
+pub struct Burst {
+    /// The interface of the device's tap.
+    pub interface: String,
+    /// What is sent on it.
+    pub what: Frames,
+    /// Frames of a filled queue; not more than the tap's queue takes.
+    pub frames: u64,
+    /// As many frames are sent by the device meanwhile.
+    pub is_both: bool,
+    /// The process of the device.
+    pub pid: i32,
+    /// Frames may get lost, and are not counted then. Of any other device that is an error.
+    pub is_lossy: bool,
+    /// Sleep where there is nothing to do: the device uses this processor, too.
+    pub is_gentle: bool,
 }
 
-/// A device plugs its cable in when its queues are on, which it does after we have asked for it, and what is sent
-/// before is lost. Return when frames come through and the queue is empty again.
-fn wait_for_link(receive: &mut Queue, flood: &Flood, interface: &str) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while flood.fill(1) == 0 {
-        if Instant::now() > deadline {
-            return Err(Error::Peer(format!(
-                "{interface} takes no frame: its link stays down"
-            )));
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    receive.fill();
-    let end = receive.frames + 1;
-    empty(receive, end, interface)
+/// Frames of one emptying, and how long it took.
+struct Emptied {
+    frames: u64,
+    elapsed: Duration,
 }
 
-/// Take frames until `end` have come in all.
-fn empty(receive: &mut Queue, end: u64, interface: &str) -> Result<()> {
-    let mut last = Instant::now();
-    while receive.frames < end {
-        if receive.turn() > 0 {
-            last = Instant::now();
-        } else if last.elapsed() > PATIENCE {
-            return Err(Error::Peer(format!(
-                "{} frames that {interface} took do not come",
-                end - receive.frames
-            )));
+impl Burst {
+    /// Fill and empty, until that took `seconds` of emptying. Pairs of queues, receive first.
+    pub fn run(&self, queues: &mut [Queue], seconds: f64) -> Result<Value> {
+        let flood = Flood::new(&self.interface, self.what)?;
+        self.wait_for_link(queues, &flood)?;
+        let wanted = Duration::from_secs_f64(seconds);
+        let (mut frames, mut emptying, mut lost) = (0, Duration::ZERO, 0);
+        while emptying < wanted {
+            let frozen = Frozen::new(self.pid)?;
+            receiving(queues).for_each(|queue| {
+                queue.turn();
+            });
+            let filled = flood.fill(self.frames);
+            let started = Instant::now();
+            frozen.thaw();
+            let emptied = self.empty(queues, filled, started)?;
+            emptying += emptied.elapsed;
+            frames += emptied.frames;
+            lost += if self.is_both { 2 * filled } else { filled } - emptied.frames;
         }
+        let seconds = emptying.as_secs_f64();
+        Ok(json!({
+            "frames": frames,
+            "seconds": seconds,
+            "frames_per_s": frames as f64 / seconds,
+            "lost": lost,
+        }))
     }
-    Ok(())
+
+    /// Until `filled` frames have come in, and with `is_both` as many were sent.
+    fn empty(&self, queues: &mut [Queue], filled: u64, started: Instant) -> Result<Emptied> {
+        let mut to_come = filled;
+        let (mut to_offer, mut to_send) = if self.is_both {
+            (filled, filled)
+        } else {
+            (0, 0)
+        };
+        let mut last = Instant::now();
+        while to_come + to_send > 0 {
+            let mut worked = 0;
+            for queue in receiving(queues) {
+                worked += u64::from(queue.turn());
+            }
+            to_come = to_come.saturating_sub(worked);
+            for queue in sending(queues) {
+                let sent = u64::from(queue.collect());
+                to_offer -= u64::from(queue.offer(u16::try_from(to_offer).unwrap_or(u16::MAX)));
+                to_send -= sent;
+                worked += sent;
+            }
+            if worked > 0 {
+                last = Instant::now();
+            } else if self.is_lossy && to_send == 0 && last.elapsed() > LOST_AFTER {
+                break;
+            } else if last.elapsed() > PATIENCE {
+                return Err(Error::Peer(format!(
+                    "{to_come} frames that {} took do not come, {to_send} are not sent",
+                    self.interface
+                )));
+            } else if self.is_gentle {
+                std::thread::sleep(PAUSE);
+            }
+        }
+        let wanted = if self.is_both { 2 * filled } else { filled };
+        Ok(Emptied {
+            frames: wanted - to_come,
+            elapsed: last - started,
+        })
+    }
+
+    /// A device plugs its cable in when its queues are on, which it does after we have asked for it, and what is sent
+    /// before is lost. Return when a frame has come through and the queue is empty again.
+    fn wait_for_link(&self, queues: &mut [Queue], flood: &Flood) -> Result<()> {
+        receiving(queues).for_each(Queue::fill);
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let sent = flood.fill(1);
+            let next = Instant::now() + LOST_AFTER;
+            while Instant::now() < next {
+                if receiving(queues).map(Queue::turn).sum::<u16>() > 0 && sent > 0 {
+                    return Ok(());
+                }
+                std::thread::sleep(PAUSE);
+            }
+        }
+        Err(Error::Peer(format!(
+            "no frame comes through {}: its link stays down",
+            self.interface
+        )))
+    }
+}
+
+fn receiving(queues: &mut [Queue]) -> impl Iterator<Item = &mut Queue> {
+    queues.iter_mut().step_by(2)
+}
+
+fn sending(queues: &mut [Queue]) -> impl Iterator<Item = &mut Queue> {
+    queues.iter_mut().skip(1).step_by(2)
 }

@@ -114,13 +114,20 @@ impl Queue {
 
     /// Offer every buffer that is ours.
     pub fn fill(&mut self) {
-        if self.ring.post(u16::MAX) > 0 {
+        self.offer(u16::MAX);
+    }
+
+    /// Offer up to `limit` buffers that are ours; how many.
+    pub fn offer(&mut self, limit: u16) -> u16 {
+        let count = self.ring.post(limit);
+        if count > 0 {
             // The device looks for work, then for kicks to ask for; we post, then look what it asked for (2.7.10).
             fence(Ordering::SeqCst);
             if self.ring.wants_kick() {
                 let _ = self.kick.write(1);
             }
         }
+        count
     }
 
     /// Take what came back and keep it; how many.

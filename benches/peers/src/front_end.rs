@@ -8,10 +8,11 @@ use serde_json::Value;
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
 
 use crate::arguments::Arguments;
-use crate::burst;
+use crate::burst::Burst;
 use crate::clock::Clock;
 use crate::driver::{Direction, Queue, QueueShape};
 use crate::error::{Error, Result};
+use crate::flood::Frames;
 use crate::memory::Memory;
 use crate::packet;
 use crate::session::Session;
@@ -19,7 +20,9 @@ use crate::session::Session;
 const F_VERSION_1: u64 = 1 << 32;
 const F_RING_PACKED: u64 = 1 << 34;
 const F_MRG_RXBUF: u64 = 1 << 15;
-const GSO_FEATURES: u64 = 1 | 1 << 11;
+/// CSUM, GUEST_CSUM, GUEST_TSO4, HOST_TSO4.
+const GSO_FEATURES: u64 = 1 | 1 << 1 | 1 << 7 | 1 << 11;
+const DIRECTIONS: [&str; 4] = ["tx", "rx", "both", "loop"];
 const RECEIVE_BUFFER_BYTES: usize = 2048 - 64;
 /// A full look at the rings between two looks at the clock.
 const TURNS: u32 = 64;
@@ -38,31 +41,54 @@ struct Options {
     hugepages: bool,
     pairs: usize,
     size: u16,
-    burst: Option<String>,
+    burst: Option<Burst>,
 }
 
 impl Options {
     fn parse(arguments: &mut Arguments) -> Result<Self> {
+        let direction = arguments.text("direction")?;
+        let bytes = arguments.number("bytes")?;
+        let is_gso = arguments.switch("gso");
+        let is_gentle = arguments.switch("gentle");
+        let interface = arguments.text_or("burst", "");
+        let burst = Burst {
+            what: Frames {
+                bytes,
+                is_gso,
+                flows: arguments.number_or("flows", 0)?,
+            },
+            frames: arguments.number_or("frames", 0)?,
+            is_both: direction == "both",
+            pid: arguments.number_or("pid", 0)?,
+            is_lossy: arguments.switch("lossy"),
+            is_gentle,
+            interface,
+        };
         let options = Self {
             socket: arguments.text("socket")?,
-            direction: arguments.text("direction")?,
-            bytes: arguments.number("bytes")?,
+            direction,
+            bytes,
             seconds: arguments.number("seconds")?,
             is_packed: arguments.text_or("ring", "split") == "packed",
-            is_gso: arguments.switch("gso"),
+            is_gso,
             is_logging: arguments.switch("log"),
-            is_gentle: arguments.switch("gentle"),
+            is_gentle,
             hugepages: arguments.switch("hugepages"),
             pairs: arguments.number_or("pairs", 1)?,
             size: arguments.number_or("size", 256)?,
-            burst: Some(arguments.text_or("burst", "")).filter(|name| !name.is_empty()),
+            burst: Some(burst).filter(|burst| !burst.interface.is_empty()),
         };
         arguments.end()?;
-        if !["tx", "rx", "both"].contains(&options.direction.as_str()) {
+        if !DIRECTIONS.contains(&options.direction.as_str()) {
             return Err(Error::Usage(format!(
-                "--direction {}: expected tx, rx or both",
+                "--direction {}: expected one of {DIRECTIONS:?}",
                 options.direction
             )));
+        }
+        if matches!(&options.burst, Some(burst) if burst.pid <= 1 || burst.frames == 0) {
+            return Err(Error::Usage(
+                "--burst needs --pid, the device's process, and --frames".into(),
+            ));
         }
         Ok(options)
     }
@@ -75,14 +101,6 @@ impl Options {
         features
     }
 
-    fn packet(&self) -> Vec<u8> {
-        if self.is_gso {
-            packet::gso(self.bytes)
-        } else {
-            packet::plain(self.bytes)
-        }
-    }
-
     fn is_driven(&self, index: usize) -> bool {
         match self.direction.as_str() {
             "rx" => index % 2 == 0,
@@ -90,12 +108,17 @@ impl Options {
             _ => true,
         }
     }
+
+    /// Whether what comes out of a queue is counted: of frames that come back they are counted once, on receipt.
+    fn is_counted(&self, index: usize) -> bool {
+        self.direction != "loop" || index % 2 == 0
+    }
 }
 
 /// `front-end`.
 pub fn run(arguments: &mut Arguments) -> Result<Value> {
     let options = Options::parse(arguments)?;
-    let packet = options.packet();
+    let packet = packet::make(options.bytes, options.is_gso);
     let buffer_bytes = packet.len().max(RECEIVE_BUFFER_BYTES);
     let ring_bytes = usize::from(options.size) * 40 + 16384;
     let per_queue = buffer_bytes.next_multiple_of(64) * usize::from(options.size) + ring_bytes;
@@ -112,7 +135,7 @@ pub fn run(arguments: &mut Arguments) -> Result<Value> {
     let mut queues = make_queues(&memory, &shape, &packet, options.pairs)?;
     session.start(options.features(), &memory, &queues, options.is_logging)?;
     let sample = match &options.burst {
-        Some(interface) => burst::run(&mut queues[0], interface, options.bytes, options.seconds)?,
+        Some(burst) => burst.run(&mut queues, options.seconds)?,
         None => drive(&options, &mut queues),
     };
     session.stop()?;
@@ -135,26 +158,32 @@ fn make_queues(
 
 /// Turn the rings until the time is over.
 fn drive(options: &Options, queues: &mut [Queue]) -> Value {
-    let mut driven: Vec<&mut Queue> = queues
+    let mut driven: Vec<(usize, &mut Queue)> = queues
         .iter_mut()
         .enumerate()
         .filter(|(index, _)| options.is_driven(*index))
-        .map(|(_, queue)| queue)
         .collect();
-    driven.iter_mut().for_each(|queue| queue.fill());
+    driven.iter_mut().for_each(|(_, queue)| queue.fill());
     turn_for(WARM_UP_SECONDS, options, &mut driven);
-    let before: u64 = driven.iter().map(|queue| queue.frames).sum();
+    let before = counted(options, &driven);
     let clock = turn_for(options.seconds, options, &mut driven);
-    let after: u64 = driven.iter().map(|queue| queue.frames).sum();
-    clock.report(after - before)
+    clock.report(counted(options, &driven) - before)
 }
 
-fn turn_for(seconds: f64, options: &Options, queues: &mut [&mut Queue]) -> Clock {
+fn counted(options: &Options, queues: &[(usize, &mut Queue)]) -> u64 {
+    queues
+        .iter()
+        .filter(|(index, _)| options.is_counted(*index))
+        .map(|(_, queue)| queue.frames)
+        .sum()
+}
+
+fn turn_for(seconds: f64, options: &Options, queues: &mut [(usize, &mut Queue)]) -> Clock {
     let clock = Clock::start(seconds);
     while !clock.is_over() {
         for _ in 0..TURNS {
             let mut worked = 0;
-            for queue in &mut *queues {
+            for (_, queue) in &mut *queues {
                 worked += queue.turn();
             }
             match worked {

@@ -2,11 +2,15 @@
 //! The native ends of `vdpa-net bench`. Each subcommand runs one sample and prints one line of JSON.
 //!
 //! ```text
-//! tap-write  --tap NAME --bytes N --seconds S --method write|writev|io_uring [--gso] [--buffers N]
+//! tap-write  --tap NAME --bytes N --seconds S [--method write|writev|io_uring] [--gso] [--buffers N] [--napi]
+//!            [--threads N]
 //! tap-read   --tap NAME --bytes N --frames N --seconds S --fill-cpu N --read-cpu N
-//! front-end  --socket PATH --direction tx|rx|both --bytes N --seconds S [--ring split|packed]
-//!            [--pairs N] [--size N] [--log] [--gso] [--hugepages] [--gentle] [--burst INTERFACE]
-//! flood      --interface NAME --bytes N --seconds S
+//!            [--method read|readv|io_uring] [--gso] [--both]
+//! tap-drain  --tap NAME --bytes N --frames N --seconds S --pid DEVICE --front-end PID [--gso] [--flows N]
+//! front-end  --socket PATH --direction tx|rx|both|loop --bytes N --seconds S [--ring split|packed]
+//!            [--pairs N] [--size N] [--log] [--gso] [--hugepages] [--gentle]
+//!            [--burst INTERFACE --pid N --frames N [--flows N] [--lossy]]
+//! flood      --interface NAME --bytes N --seconds S [--frames N] [--gso] [--flows N]
 //! doorbell   --count N [--socket PATH --region N --offset N]
 //! ```
 
@@ -15,10 +19,12 @@ mod arguments;
 mod burst;
 mod clock;
 mod doorbell;
+mod drain;
 mod driver;
 mod error;
 mod flood;
 mod front_end;
+mod frozen;
 mod memory;
 mod packed;
 mod packet;
@@ -51,11 +57,12 @@ fn run() -> Result<serde_json::Value> {
     match arguments.command()?.as_str() {
         "tap-write" => tap_write::run(&mut arguments),
         "tap-read" => tap_read::run(&mut arguments),
+        "tap-drain" => drain::run(&mut arguments),
         "front-end" => front_end::run(&mut arguments),
         "flood" => flood::run(&mut arguments),
         "doorbell" => doorbell::run(&mut arguments),
         other => Err(error::Error::Usage(format!(
-            "unknown command {other:?}: expected tap-write, tap-read, front-end, flood or doorbell"
+            "unknown command {other:?}: expected tap-write, tap-read, tap-drain, front-end, flood or doorbell"
         ))),
     }
 }

@@ -26,6 +26,35 @@ pub fn plain(bytes: usize) -> Vec<u8> {
     packet
 }
 
+/// `gso` or `plain`.
+pub fn make(bytes: usize, is_gso: bool) -> Vec<u8> {
+    if is_gso {
+        gso(bytes)
+    } else {
+        plain(bytes)
+    }
+}
+
+/// A UDP frame of one of many flows, which a tap with several queues spreads over them.
+pub fn of_flow(bytes: usize, flow: u16) -> Vec<u8> {
+    let mut packet = plain(bytes);
+    let frame = &mut packet[HEADER_BYTES..];
+    frame[12..14].copy_from_slice(&ETHERTYPE_IPV4);
+    let ip = &mut frame[ETHERNET_BYTES..];
+    let ip_bytes = (bytes - ETHERNET_BYTES) as u16;
+    ip[0] = 0x45;
+    ip[2..4].copy_from_slice(&ip_bytes.to_be_bytes());
+    ip[8] = 64;
+    ip[9] = 17;
+    ip[12..16].copy_from_slice(&[192, 0, 2, 1]);
+    ip[16..20].copy_from_slice(&[192, 0, 2, 2]);
+    let udp = &mut ip[IP_BYTES..];
+    udp[..2].copy_from_slice(&(49152 + flow).to_be_bytes());
+    udp[2..4].copy_from_slice(&9u16.to_be_bytes());
+    udp[4..6].copy_from_slice(&(ip_bytes - IP_BYTES as u16).to_be_bytes());
+    packet
+}
+
 /// A TCP segment of `bytes` bytes that is to be cut into segments of 1448 (TSO).
 pub fn gso(bytes: usize) -> Vec<u8> {
     let mut packet = plain(bytes);

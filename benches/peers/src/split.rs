@@ -63,6 +63,9 @@ impl SplitRing {
 impl Ring for SplitRing {
     fn post(&mut self, count: u16) -> u16 {
         let count = usize::from(count).min(self.free.len());
+        if count == 0 {
+            return 0;
+        }
         for head in self.free.drain(..count) {
             let slot = u64::from(self.avail_idx % self.size);
             self.memory.store(self.areas.driver + RING + 2 * slot, head);

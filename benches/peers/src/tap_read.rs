@@ -1,73 +1,159 @@
 // SPDX-License-Identifier: Apache-2.0
 //! How fast one thread can read frames from a tap whose queue is full: the limit of every device that receives
-//! through one.
+//! through one. With `--both` it writes a frame for each one that it reads, in batches.
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
+use io_uring::{opcode, types, IoUring};
 use serde_json::{json, Value};
 
 use crate::affinity;
 use crate::arguments::Arguments;
 use crate::error::{Error, Result};
-use crate::flood::Flood;
-use crate::tap;
+use crate::flood::{Flood, Frames};
+use crate::packet::{self, HEADER_BYTES};
+use crate::tap::{self, Mode};
+use crate::tap_write::{Writer, BATCH};
 
 const PACKET_BYTES: usize = 65_562;
+
+enum Method {
+    Read,
+    Readv,
+    IoUring(Box<IoUring>),
+}
+
+/// Reads batches into as many buffers.
+struct Reader {
+    tap: File,
+    buffers: Vec<Vec<u8>>,
+    method: Method,
+}
+
+impl Reader {
+    fn new(tap: File, method: &str) -> Result<Self> {
+        let method = match method {
+            "read" => Method::Read,
+            "readv" => Method::Readv,
+            "io_uring" => Method::IoUring(Box::new(
+                IoUring::new(BATCH).map_err(Error::system("io_uring"))?,
+            )),
+            other => {
+                return Err(Error::Usage(format!(
+                    "--method {other}: expected read, readv or io_uring"
+                )))
+            }
+        };
+        Ok(Self {
+            tap,
+            buffers: vec![vec![0; PACKET_BYTES]; BATCH as usize],
+            method,
+        })
+    }
+
+    /// Read up to BATCH frames; how many there were.
+    fn batch(&mut self) -> Result<u64> {
+        let fd = self.tap.as_raw_fd();
+        match &mut self.method {
+            // One buffer for all, as a loop has it that does nothing else.
+            Method::Read => each(&mut self.buffers[0], |buffer| {
+                // SAFETY: the pointer and the length are those of a live, exclusively borrowed slice.
+                unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) }
+            }),
+            Method::Readv => each(&mut self.buffers[0], |buffer| {
+                let (header, frame) = buffer.split_at_mut(HEADER_BYTES);
+                let parts = [header, frame].map(|part| libc::iovec {
+                    iov_base: part.as_mut_ptr().cast(),
+                    iov_len: part.len(),
+                });
+                // SAFETY: both parts are live, exclusively borrowed slices.
+                unsafe { libc::readv(fd, parts.as_ptr(), parts.len() as i32) }
+            }),
+            Method::IoUring(ring) => submit(ring, &self.tap, &mut self.buffers),
+        }
+    }
+
+    fn drain(&mut self) -> Result<u64> {
+        let mut frames = 0;
+        loop {
+            match self.batch()? {
+                0 => return Ok(frames),
+                count => frames += count,
+            }
+        }
+    }
+}
 
 /// `tap-read`: fill the queue and empty it, until that took `seconds` of reading.
 pub fn run(arguments: &mut Arguments) -> Result<Value> {
     let name = arguments.text("tap")?;
-    let tap = tap::open(&name)?;
-    let flood = Flood::new(&name, arguments.number("bytes")?)?;
+    let tap = tap::open(&name, Mode::default())?;
+    let bytes = arguments.number("bytes")?;
+    let is_gso = arguments.switch("gso");
+    let what = Frames {
+        bytes,
+        is_gso,
+        flows: 0,
+    };
+    let flood = Flood::new(&name, what)?;
     let frames = arguments.number("frames")?;
     let seconds = arguments.number("seconds")?;
+    let method = arguments.text_or("method", "read");
+    let is_both = arguments.switch("both");
     // The frames come from another processor, as those that a device receives do.
-    let (filler, reader) = (arguments.number("fill-cpu")?, arguments.number("read-cpu")?);
+    let (filler, reader_cpu) = (arguments.number("fill-cpu")?, arguments.number("read-cpu")?);
     arguments.end()?;
-    set_nonblocking(&tap)?;
-    let mut buffer = vec![0; PACKET_BYTES];
-    drain(&tap, &mut buffer)?;
+    tap::set_nonblocking(&tap)?;
+    let other = tap.try_clone().map_err(Error::system("tap"))?;
+    let mut writer = Writer::new(other, packet::make(bytes, is_gso), 1, "write")?;
+    let mut reader = Reader::new(tap, &method)?;
+    reader.drain()?;
     let wanted = Duration::from_secs_f64(seconds);
-    let (mut read, mut reading) = (0, Duration::ZERO);
-    while reading < wanted {
+    let (mut moved, mut moving) = (0, Duration::ZERO);
+    while moving < wanted {
         affinity::pin(filler)?;
         flood.fill(frames);
-        affinity::pin(reader)?;
+        affinity::pin(reader_cpu)?;
         let started = Instant::now();
-        let count = drain(&tap, &mut buffer)?;
-        reading += started.elapsed();
-        read += count;
+        let count = if is_both {
+            exchange(&mut reader, &mut writer)?
+        } else {
+            reader.drain()?
+        };
+        moving += started.elapsed();
+        moved += count;
         if count == 0 {
             return Err(Error::Peer(format!(
                 "no frame comes through {name}: is it up?"
             )));
         }
     }
-    let seconds = reading.as_secs_f64();
+    let seconds = moving.as_secs_f64();
     Ok(json!({
-        "frames": read,
+        "frames": moved,
         "seconds": seconds,
-        "frames_per_s": read as f64 / seconds,
+        "frames_per_s": moved as f64 / seconds,
     }))
 }
 
-fn set_nonblocking(tap: &File) -> Result<()> {
-    // SAFETY: F_SETFL takes no pointer.
-    if unsafe { libc::fcntl(tap.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) } != 0 {
-        return Err(Error::last("tap"));
-    }
-    Ok(())
-}
-
-fn drain(tap: &File, buffer: &mut [u8]) -> Result<u64> {
+/// A batch is written for each that is read; frames both ways.
+fn exchange(reader: &mut Reader, writer: &mut Writer) -> Result<u64> {
     let mut frames = 0;
     loop {
-        // SAFETY: the pointer and the length are those of a live, exclusively borrowed slice.
-        let read = unsafe { libc::read(tap.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
-        if read > 0 {
-            frames += 1;
+        match reader.batch()? {
+            0 => return Ok(frames),
+            count => frames += count,
+        }
+        writer.batch()?;
+        frames += u64::from(BATCH);
+    }
+}
+
+fn each(buffer: &mut [u8], read: impl Fn(&mut [u8]) -> isize) -> Result<u64> {
+    for frames in 0..u64::from(BATCH) {
+        if read(buffer) > 0 {
             continue;
         }
         let error = std::io::Error::last_os_error();
@@ -76,4 +162,34 @@ fn drain(tap: &File, buffer: &mut [u8]) -> Result<u64> {
         }
         return Err(Error::system("read from the tap")(error));
     }
+    Ok(u64::from(BATCH))
+}
+
+fn submit(ring: &mut IoUring, tap: &File, buffers: &mut [Vec<u8>]) -> Result<u64> {
+    let fd = types::Fd(tap.as_raw_fd());
+    for buffer in &mut *buffers {
+        let entry = opcode::Read::new(fd, buffer.as_mut_ptr(), buffer.len() as u32)
+            // An empty queue is an answer; without this the kernel waits, O_NONBLOCK or not.
+            .rw_flags(libc::RWF_NOWAIT)
+            .build();
+        // SAFETY: the buffer is borrowed until every completion was seen, below, and by one entry alone.
+        unsafe { ring.submission().push(&entry) }
+            .map_err(|error| Error::Peer(format!("io_uring: {error}")))?;
+    }
+    ring.submit_and_wait(buffers.len())
+        .map_err(Error::system("io_uring_enter"))?;
+    let mut frames = 0;
+    for entry in ring.completion() {
+        match entry.result() {
+            1.. => frames += 1,
+            result if -result == libc::EAGAIN => {}
+            result => {
+                return Err(Error::System {
+                    what: "read from the tap by io_uring".into(),
+                    source: std::io::Error::from_raw_os_error(-result),
+                })
+            }
+        }
+    }
+    Ok(frames)
 }

@@ -32,15 +32,15 @@ def find() -> Path:
 
 
 class Peers:
-    """Runs one sample at a time on the front end's processor."""
+    """Runs one sample at a time, of `seconds`, on the front end's processor."""
 
     def __init__(self, seconds: float) -> None:
         self._program = find()
-        self._seconds = seconds
+        self.seconds = seconds
 
     def sample(self, command: str, **options: object) -> dict[str, Any]:
         """Run one; True as a value makes a switch. Raises LabError with its complaint."""
-        words = [str(self._program), command, "--seconds", str(self._seconds)]
+        words = [str(self._program), command, "--seconds", str(self.seconds)]
         for name, value in options.items():
             if value is True:
                 words.append(f"--{name}")
@@ -51,7 +51,7 @@ class Peers:
                 ["taskset", "-c", str(FRONT_END_CPU), *words],
                 capture_output=True,
                 text=True,
-                timeout=10 * self._seconds + GRACE_SECONDS,
+                timeout=10 * self.seconds + GRACE_SECONDS,
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as error:

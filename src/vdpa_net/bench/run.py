@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from rich.console import Console
@@ -20,7 +21,9 @@ from vdpa_net.bench.migrations import migration_cases
 from vdpa_net.bench.native import Peers
 from vdpa_net.bench.report import Report
 from vdpa_net.bench.rings import ring_cases
+from vdpa_net.bench.tap_limits import Bare
 from vdpa_net.bench.taps import tap_cases
+from vdpa_net.bench.virtio_user import user_cases
 from vdpa_net.errors import OptionError
 from vdpa_net.lab import image
 from vdpa_net.lab.network import LabNetwork, enter_private_network
@@ -31,12 +34,17 @@ Group = Callable[[], AbstractContextManager[list[Case]]]
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to measure. `groups` are names of GROUPS, empty for all; `only` is a part of the keys wanted.
+    """What to measure. `rounds_wanted` and `sample_ms` are instead of what `quick` decides.
 
-    `poll_us` is how long the device of the groups `tap` and `ring` polls after work; None: its default.
+    `groups` are names of GROUPS, empty for all; `only` is a part of the keys wanted.
+
+    `poll_us` is how long the device polls after work in the groups `tap`, `user` and `ring`; None: its
+    default.
     """
 
     quick: bool = False
+    rounds_wanted: int | None = None
+    sample_ms: int | None = None
     groups: tuple[str, ...] = ()
     only: str = ""
     poll_us: int | None = None
@@ -47,15 +55,15 @@ class BenchOptions:
     @property
     def rounds(self) -> int:
         """Samples of each contestant."""
-        return 3 if self.quick else 9
+        return self.rounds_wanted or (3 if self.quick else 7)
 
     @property
     def seconds(self) -> float:
         """Length of a sample."""
-        return 0.4 if self.quick else 1.0
+        return (self.sample_ms or (400 if self.quick else 600)) / 1000
 
 
-GROUPS = ("tap", "ring", "control", "guest", "migration")
+GROUPS = ("tap", "user", "ring", "control", "guest", "migration")
 
 
 def run_bench(options: BenchOptions, console: Console) -> Report:
@@ -94,8 +102,12 @@ def _run_groups(options: BenchOptions, directory: Path, progress: ProgressCallba
     results: list[CaseResult] = []
     with ExitStack() as stack:
         network = stack.enter_context(LabNetwork())
+        bare = cache(lambda: Bare.prepare(peers, network))
         groups: dict[str, Group] = {
-            "tap": lambda: tap_cases(peers, built, directory, network, options.poll_us),
+            "tap": lambda: tap_cases(bare(), built, directory, network, options.poll_us, quick=options.quick),
+            "user": lambda: user_cases(
+                bare(), built, directory, network, options.poll_us, quick=options.quick
+            ),
             "ring": lambda: ring_cases(peers, built, directory, options.poll_us),
             "control": lambda: control_cases(directory, quick=options.quick),
             "guest": lambda: guest_cases(built, directory, network, options.seconds),

@@ -1,169 +1,165 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bare tap, which is the limit, the device on a tap, and DPDK's vhost library on one."""
+"""The device on a tap beside the bare tap, which is the limit, and DPDK's vhost library on a tap."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from vdpa_net.bench.case import SUBJECT, Case, Goal
+from vdpa_net.bench.case import SUBJECT, Case, Goal, Take
 from vdpa_net.bench.contestants import Device, Dpdk, drive
-from vdpa_net.bench.native import DEVICE_CPU, FRONT_END_CPU, Peers
+from vdpa_net.bench.native import Peers
+from vdpa_net.bench.shapes import LONG, RX, TX, Shape, shapes
+from vdpa_net.bench.tap_limits import (
+    QUEUE_FRAMES,
+    TWO_THREADS,
+    WRITE_RING,
+    Bare,
+    burst_frames,
+)
 from vdpa_net.lab.image import Image
 from vdpa_net.lab.network import LabNetwork
 
-WRITE = "bare tap, write"
-READ = "bare tap, read"
-IO_URING = "bare tap, io_uring"
-WRITE_RING = "bare tap, write, as many buffers as the ring"
-WRITEV = "bare tap, writev"
 DPDK = "DPDK net_vhost + net_tap"
+DPDK_LONG = "DPDK net_vhost + net_tap, 1500 B"
+"""Its net_tap has no segments that are to be cut later on: the kernel cuts them before."""
 LOGGING_OFF = "logging off"
 ONE_PAIR = "one queue pair"
 
-QUEUE_FRAMES = 10_000
-GSO_BYTES = 65_000
 RING_SIZE = 256
-DEVICE_TAP = "bench0"
-TWO_PAIRS_TAP = "bench1"
-BARE_TAP = "bench2"
-DPDK_TAP = "bench3"
+FLOWS = 32
+DEVICE_TAP, TWO_PAIRS_TAP, DPDK_TAP, DPDK_TWO_PAIRS_TAP = "bench0", "bench1", "bench2", "bench3"
+OF_LIMIT = {TX: 1.0, RX: 0.95}
+OF_LIMIT_GSO = 0.9
+
+
+@dataclass(frozen=True)
+class OnTap:
+    """A contestant and the interface of its tap."""
+
+    who: Device | Dpdk
+    tap: str
 
 
 @dataclass
-class _Taps:
+class Taps:
+    """All who take part in cases on taps."""
+
     peers: Peers
-    device: Device
-    two_pairs: Device
-    dpdk: Dpdk
+    bare: Bare
+    device: OnTap
+    two_pairs: OnTap
+    dpdk: OnTap
+    dpdk_two_pairs: OnTap
 
-    def drive(self, contestant: Device | Dpdk, direction: str, size: int, **options: object) -> float:
-        shape = {"ring": "split", "size": RING_SIZE, **options}
-        return drive(contestant, self.peers, direction=direction, bytes=size, **shape)
+    def drive(self, on_tap: OnTap, shape: Shape, size_bytes: int = 0, *, gentle: bool = False) -> float:
+        """A sample of the native front end, with frames of another size than the shape's if that is given."""
+        size = size_bytes or shape.size_bytes
+        sent = replace(shape, size_bytes=size)
+        options: dict[str, object] = {
+            "direction": shape.direction,
+            "bytes": size,
+            "gso": sent.is_gso,
+            "ring": "packed" if shape.packed else "split",
+            "size": RING_SIZE,
+            "pairs": shape.pairs,
+            "log": shape.logging,
+            "gentle": gentle,
+        }
+        if shape.direction != TX:
+            options |= {"burst": on_tap.tap, "frames": burst_frames(sent)}
+            # Frames of one flow come to one queue.
+            options |= {"flows": FLOWS} if shape.pairs > 1 else {}
+        return shape.value(drive(on_tap.who, self.peers, **options), size)
 
-    def write(self, size: int, method: str = "write", *, gso: bool = False, buffers: int = 1) -> float:
-        return self.peers.mega_frames(
-            "tap-write", tap=BARE_TAP, bytes=size, method=method, gso=gso, buffers=buffers
-        )
+    def cases(self, *, quick: bool) -> Iterator[Case]:
+        """Every shape of traffic."""
+        for shape in shapes(quick=quick):
+            if shape.logging:
+                yield self._logging(shape)
+            elif shape.pairs > 1:
+                yield self._pairs(shape)
+            else:
+                yield self._plain(shape)
 
-    def read(self, size: int) -> float:
-        return self.peers.mega_frames(
-            "tap-read",
-            tap=BARE_TAP,
-            bytes=size,
-            frames=QUEUE_FRAMES,
-            **{"fill-cpu": FRONT_END_CPU, "read-cpu": DEVICE_CPU},
-        )
+    def _plain(self, shape: Shape) -> Case:
+        limit, take_limit = self.bare.limit(shape)
+        dpdk = DPDK_LONG if shape.is_gso else DPDK
+        contestants: dict[str, Take] = {
+            SUBJECT: partial(self.drive, self.device, shape),
+            limit: take_limit,
+            dpdk: partial(self.drive, self.dpdk, shape, LONG if shape.is_gso else 0),
+        }
+        goals = [Goal(dpdk, at_least=1.0)]
+        wanted = OF_LIMIT_GSO if shape.is_gso else OF_LIMIT.get(shape.direction)
+        if wanted:
+            goals.append(Goal(limit, at_least=wanted))
+        if shape.is_gso and shape.direction == TX:
+            contestants[WRITE_RING] = partial(self.bare.write, shape, buffers=RING_SIZE)
+            goals.append(Goal(WRITE_RING, at_least=OF_LIMIT_GSO))
+        return _case(shape, contestants, goals)
+
+    def _logging(self, shape: Shape) -> Case:
+        plain = replace(shape, logging=False)
+        contestants: dict[str, Take] = {
+            SUBJECT: partial(self.drive, self.device, shape),
+            LOGGING_OFF: partial(self.drive, self.device, plain),
+        }
+        return _case(shape, contestants, [Goal(LOGGING_OFF, at_least=0.95)])
+
+    def _pairs(self, shape: Shape) -> Case:
+        """All have both processors; the front end sleeps when there is nothing to do."""
+        contestants: dict[str, Take] = {
+            SUBJECT: partial(self.drive, self.two_pairs, shape, gentle=True),
+            ONE_PAIR: partial(self.drive, self.device, replace(shape, pairs=1), gentle=True),
+            DPDK: partial(self.drive, self.dpdk_two_pairs, shape, gentle=True),
+        }
+        if shape.direction == TX:
+            contestants[TWO_THREADS] = partial(self.bare.write, shape, threads=2)
+        return _case(shape, contestants, [Goal(ONE_PAIR, at_least=1.7), Goal(DPDK, at_least=1.0)])
+
+
+def _case(shape: Shape, contestants: dict[str, Take], goals: list[Goal]) -> Case:
+    return Case(shape.key, f"tap, {shape.title}", shape.unit, contestants, tuple(goals))
 
 
 @contextmanager
 def tap_cases(
-    peers: Peers, image: Image, directory: Path, network: LabNetwork, poll_us: int | None = None
+    bare: Bare,
+    image: Image,
+    directory: Path,
+    network: LabNetwork,
+    poll_us: int | None = None,
+    *,
+    quick: bool = True,
 ) -> Iterator[list[Case]]:
     """Limits and the device in both directions; GSO, packed rings, two queue pairs, logging."""
-    network.make_tap(BARE_TAP)
     with ExitStack() as stack:
-        options = ",packed=on,mq=on"
-        device = Device("tap", f"tap,id=n,ifname={DEVICE_TAP}", directory, options, poll_us=poll_us)
-        stack.callback(device.close)
-        two_queues = f"tap,id=n,ifname={TWO_PAIRS_TAP},queues=2"
-        two_pairs = Device("tap2", two_queues, directory, options, pinned=False, poll_us=poll_us)
-        stack.callback(two_pairs.close)
-        dpdk = Dpdk("dpdk-tap", f"net_tap0,iface={DPDK_TAP}", image, directory)
-        stack.callback(dpdk.close)
-        for tap in (DEVICE_TAP, TWO_PAIRS_TAP, BARE_TAP, DPDK_TAP):
+
+        def device(tap: str, queues: int, *, pinned: bool) -> OnTap:
+            netdev = f"tap,id=n,ifname={tap},queues={queues}"
+            made = Device(tap, netdev, directory, ",packed=on,mq=on", pinned=pinned, poll_us=poll_us)
+            stack.callback(made.close)
+            return OnTap(made, tap)
+
+        def dpdk(tap: str, queues: int) -> OnTap:
+            port = f"net_tap0,iface={tap}"
+            made = Dpdk(f"dpdk-{tap}", port, image, directory, queue_pairs=queues, cores=queues)
+            stack.callback(made.close)
+            return OnTap(made, tap)
+
+        taps = Taps(
+            bare.peers,
+            bare,
+            device(DEVICE_TAP, 1, pinned=True),
+            device(TWO_PAIRS_TAP, 2, pinned=False),
+            dpdk(DPDK_TAP, 1),
+            dpdk(DPDK_TWO_PAIRS_TAP, 2),
+        )
+        for tap in (DEVICE_TAP, TWO_PAIRS_TAP, DPDK_TAP, DPDK_TWO_PAIRS_TAP):
             network.set_up(tap, True)
             network.set_queue_length(tap, QUEUE_FRAMES)
-        taps = _Taps(peers, device, two_pairs, dpdk)
-        yield [*_limits(taps), *_transmit(taps), *_receive(taps), *_variants(taps)]
-
-
-def _case(key: str, title: str, contestants: dict[str, object], *goals: Goal) -> Case:
-    return Case(f"tap-{key}", f"tap, {title}", "Mframes/s", contestants, goals)  # type: ignore[arg-type]
-
-
-def _limits(taps: _Taps) -> Iterator[Case]:
-    for size in (64, 1500):
-        contestants = {
-            WRITE: partial(taps.write, size),
-            WRITEV: partial(taps.write, size, "writev"),
-            IO_URING: partial(taps.write, size, "io_uring"),
-        }
-        title = f"tap, limit, {size} B"
-        yield Case(f"limit-write-{size}", title, "Mframes/s", contestants, subject=WRITE)
-
-
-def _transmit(taps: _Taps) -> Iterator[Case]:
-    for size in (64, 512, 1500):
-        yield _case(
-            f"tx-{size}",
-            f"transmit, {size} B",
-            {
-                SUBJECT: partial(taps.drive, taps.device, "tx", size),
-                WRITE: partial(taps.write, size),
-                DPDK: partial(taps.drive, taps.dpdk, "tx", size),
-            },
-            Goal(WRITE, at_least=1.0),
-            Goal(DPDK, at_least=1.0),
-        )
-    yield _case(
-        "tx-gso",
-        f"transmit, {GSO_BYTES} B GSO",
-        {
-            SUBJECT: partial(taps.drive, taps.device, "tx", GSO_BYTES, gso=True),
-            WRITE: partial(taps.write, GSO_BYTES, gso=True),
-            WRITE_RING: partial(taps.write, GSO_BYTES, gso=True, buffers=RING_SIZE),
-        },
-        Goal(WRITE, at_least=0.9),
-        Goal(WRITE_RING, at_least=0.9),
-    )
-
-
-def _receive(taps: _Taps) -> Iterator[Case]:
-    for size in (64, 1500):
-        yield _case(
-            f"rx-{size}",
-            f"receive from a full queue, {size} B",
-            {
-                SUBJECT: partial(taps.drive, taps.device, "rx", size, burst=DEVICE_TAP),
-                READ: partial(taps.read, size),
-            },
-            Goal(READ, at_least=0.95),
-        )
-
-
-def _variants(taps: _Taps) -> Iterator[Case]:
-    plain = partial(taps.drive, taps.device, "tx", 64)
-    yield _case(
-        "tx-64-packed",
-        "transmit, 64 B, packed",
-        {SUBJECT: partial(taps.drive, taps.device, "tx", 64, ring="packed"), WRITE: partial(taps.write, 64)},
-        Goal(WRITE, at_least=1.0),
-    )
-    yield _case(
-        "tx-64-log",
-        "transmit, 64 B, logging on",
-        {SUBJECT: partial(taps.drive, taps.device, "tx", 64, log=True), LOGGING_OFF: plain},
-        Goal(LOGGING_OFF, at_least=0.95),
-    )
-    yield _case(
-        "rx-64-log",
-        "receive, 64 B, logging on",
-        {
-            SUBJECT: partial(taps.drive, taps.device, "rx", 64, burst=DEVICE_TAP, log=True),
-            LOGGING_OFF: partial(taps.drive, taps.device, "rx", 64, burst=DEVICE_TAP),
-        },
-        Goal(LOGGING_OFF, at_least=0.95),
-    )
-    yield _case(
-        "tx-64-two-pairs",
-        "transmit, 64 B, two queue pairs",
-        {
-            SUBJECT: partial(taps.drive, taps.two_pairs, "tx", 64, pairs=2, gentle=True),
-            ONE_PAIR: partial(taps.drive, taps.device, "tx", 64, gentle=True),
-        },
-        Goal(ONE_PAIR, at_least=1.7),
-    )
+        yield [*taps.bare.cases(), *taps.cases(quick=quick)]

@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 
 from vdpa_net.cli import options
+from vdpa_net.cli.parser import whole_number
 
 DETAILS = """\
 Contestants take turns; a case tells medians, extremes and ratios. Goals that are missed are told in the table
@@ -21,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--group", action="append", default=[], metavar="NAME", help="only this group of cases (repeatable)"
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose key has this in it")
+    parser.add_argument("--rounds", type=whole_number(1), metavar="N", help="samples of each contestant")
+    parser.add_argument("--sample-ms", type=whole_number(1), metavar="N", help="length of a sample")
     parser.add_argument("--plot", type=Path, metavar="DIR", help="draw pictures of the ratios there")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a goal is missed")
     parser.add_argument(
@@ -44,6 +47,8 @@ def run(arguments: argparse.Namespace) -> int:
     console = Console()
     asked = BenchOptions(
         quick=arguments.quick,
+        rounds_wanted=arguments.rounds,
+        sample_ms=arguments.sample_ms,
         groups=tuple(arguments.group),
         only=arguments.only,
         poll_us=arguments.poll_us,

@@ -99,10 +99,11 @@ class LabNetwork(Closing):
         """Set an interface up or down."""
         self._set(interface, state="up" if up else "down")
 
-    def make_tap(self, interface: str) -> None:
+    def make_tap(self, interface: str, *, multi_queue: bool = False) -> None:
         """Make a tap that stays without a process, with room for a virtio-net header."""
+        shape = {"no_pi": True, "one_queue": False, "vnet_hdr": True, "multi_queue": multi_queue}
         try:
-            self._netlink.link("add", ifname=interface, kind="tuntap", mode="tap", vnet_hdr=True)
+            self._netlink.link("add", ifname=interface, kind="tuntap", mode="tap", ifr=shape)
         except NetlinkError as error:
             raise LabError(f"the tap {interface} can't be made: {error}") from error
 

@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of the bench's cases on a tap, and what it says where a peer is missing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from vdpa_net.bench import native
+from vdpa_net.bench.case import SUBJECT, Case
+from vdpa_net.bench.contestants import Dpdk
+from vdpa_net.bench.families import TITLES
+from vdpa_net.bench.native import Peers
+from vdpa_net.bench.shapes import BOTH, DIRECTIONS, GSO_BYTES, RX, TX, Shape, shapes
+from vdpa_net.bench.tap_limits import READ, READ_WRITE, WRITE, Bare
+from vdpa_net.bench.taps import DPDK, DPDK_LONG, LOGGING_OFF, ONE_PAIR, OnTap, Taps
+from vdpa_net.bench.testpmd import Testpmd
+from vdpa_net.bench.virtio_user import user_shapes
+from vdpa_net.errors import LabError, MissingTool
+from vdpa_net.lab.image import Image
+
+
+class Told(Peers):
+    """Native ends that only remember what they were asked for."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.1
+        self.asked: list[tuple[str, dict[str, object]]] = []
+
+    def sample(self, command: str, **options: object) -> dict[str, object]:
+        self.asked.append((command, options))
+        return {"frames_per_s": 2e6}
+
+
+class Somebody:
+    """A contestant that is always there."""
+
+    pid = 4711
+    is_lossy = False
+
+    def turn(self) -> Somebody:
+        return self
+
+    def __enter__(self) -> Path:
+        return Path("a.sock")
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def taps() -> Taps:
+    told = Told()
+    contestants = [OnTap(Somebody(), f"tap{number}") for number in range(4)]  # type: ignore[arg-type]
+    return Taps(told, Bare(told), *contestants)
+
+
+def cases(taps: Taps, *, quick: bool = False) -> dict[str, Case]:
+    return {case.key: case for case in taps.cases(quick=quick)}
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_every_case_has_a_key_of_its_own_and_a_known_family(quick: bool) -> None:
+    made = [*shapes(quick=quick), *user_shapes(quick=quick)]
+    assert {shape.family for shape in made} <= TITLES.keys()
+    for table in (shapes(quick=quick), user_shapes(quick=quick)):
+        counted = Counter(shape.key for shape in table)
+        assert max(counted.values()) == 1
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_each_direction_has_all_sizes_both_rings_two_pairs_and_logging(direction: str) -> None:
+    made = [shape for shape in shapes(quick=True) if shape.direction == direction]
+    assert {shape.size_bytes for shape in made if shape.family == "tap"} == {64, 512, 1500, GSO_BYTES}
+    variants = {(shape.packed, shape.pairs, shape.logging) for shape in made}
+    assert variants == {
+        (False, 1, False),
+        (True, 1, False),
+        (False, 2, False),
+        (False, 1, True),
+        (True, 1, True),
+    }
+
+
+def test_a_full_run_has_every_case_of_a_quick_one() -> None:
+    assert set(shapes(quick=True)) < set(shapes(quick=False))
+    assert set(user_shapes(quick=True)) < set(user_shapes(quick=False))
+
+
+def test_a_shape_is_told_by_key_and_title() -> None:
+    shape = Shape(RX, 64, packed=True, pairs=2, logging=True)
+    assert (shape.key, shape.title) == (
+        "variant-rx-64-packed-pairs-log",
+        "receive, 64 B, packed, 2 queue pairs, logging",
+    )
+    assert Shape(TX, GSO_BYTES).key == "tap-tx-gso"
+
+
+def test_segments_are_told_in_gigabits_of_what_was_sent() -> None:
+    assert Shape(TX, GSO_BYTES).value(0.1) == pytest.approx(52)
+    assert Shape(TX, GSO_BYTES).value(1.0, 1500) == pytest.approx(12)
+    assert Shape(TX, 64).value(1.0) == 1.0
+
+
+def test_each_case_has_dpdk_and_the_limit_of_its_direction(taps: Taps) -> None:
+    made = cases(taps)
+    for direction, limit in ((TX, WRITE), (RX, READ), (BOTH, READ_WRITE)):
+        assert {SUBJECT, limit, DPDK} == set(made[f"tap-{direction}-64"].contestants)
+        assert {SUBJECT, limit, DPDK_LONG} <= set(made[f"tap-{direction}-gso"].contestants)
+    assert [str(goal) for goal in made["tap-rx-64"].goals] == [f">= 1 of {DPDK}", f">= 0.95 of {READ}"]
+    assert {goal.versus for goal in made["variant-rx-64-log"].goals} == {LOGGING_OFF}
+    assert {goal.versus for goal in made["variant-tx-64-pairs"].goals} == {ONE_PAIR, DPDK}
+
+
+def test_contestants_of_a_case_get_the_same_work(taps: Taps) -> None:
+    """Ring, direction, frames and size are alike; only who does it differs."""
+    told = taps.peers
+    assert isinstance(told, Told)
+    for case in cases(taps, quick=True).values():
+        told.asked.clear()
+        for name, take in case.contestants.items():
+            if name not in (ONE_PAIR, LOGGING_OFF, DPDK_LONG):
+                assert take() > 0
+        driven = [options for command, options in told.asked if command == "front-end"]
+        work = [
+            tuple(options.get(name) for name in ("direction", "ring", "bytes", "pairs", "frames", "gentle"))
+            for options in driven
+        ]
+        assert len(set(work)) == 1, case.key
+        bare = [options for command, options in told.asked if command != "front-end"]
+        assert {options["bytes"] for options in bare} <= {driven[0]["bytes"]}, case.key
+
+
+def test_a_device_stands_still_while_its_tap_is_filled(taps: Taps) -> None:
+    told = taps.peers
+    assert isinstance(told, Told)
+    cases(taps)["tap-rx-64"].contestants[SUBJECT]()
+    _, options = told.asked[-1]
+    assert (options["burst"], options["pid"], options["lossy"]) == ("tap0", 4711, False)
+    cases(taps)["tap-tx-64"].contestants[SUBJECT]()
+    assert "pid" not in told.asked[-1][1]
+
+
+def test_missing_native_ends_are_an_error_that_says_how_they_are_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv(native.VARIABLE, raising=False)
+    monkeypatch.setattr(native, "__file__", str(tmp_path / "a/b/c/d/native.py"))
+    with pytest.raises(
+        MissingTool, match=r"`make bench` in a checkout builds it, or set VDPA_NET_BENCH_PEERS"
+    ):
+        Peers(0.1)
+
+
+def test_a_missing_testpmd_is_an_error_that_says_what_to_run(tmp_path: Path) -> None:
+    with pytest.raises(MissingTool, match="no testpmd: run `vdpa-net lab build`"):
+        Dpdk("peer", "net_null0", Image(tmp_path, "6.12"), tmp_path)
+
+
+def test_a_missing_driver_of_dpdk_is_named(tmp_path: Path) -> None:
+    program = tmp_path / "usr/bin/dpdk-testpmd"
+    program.parent.mkdir(parents=True)
+    program.touch()
+    with pytest.raises(MissingTool, match="no DPDK driver bus_vdev: run `vdpa-net lab build`"):
+        Testpmd("peer", Image(tmp_path, "6.12"), tmp_path, drivers=(), lcores="0", eal=(), app=())
+
+
+def test_a_testpmd_that_ends_at_once_is_an_error_with_its_last_words(tmp_path: Path) -> None:
+    for path, text in (
+        ("usr/bin/dpdk-testpmd", ""),
+        ("lib64/ld-linux-x86-64.so.2", "#!/bin/sh\necho no memory for me\n"),
+        ("lib/ld-linux-aarch64.so.1", "#!/bin/sh\necho no memory for me\n"),
+        *((f"usr/lib/x/dpdk/pmds-25/librte_{name}.so.25", "") for name in ("bus_vdev", "mempool_ring")),
+    ):
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        file.chmod(0o755)
+    with pytest.raises(LabError, match=r"(?s)testpmd did not start.*no memory for me"):
+        Testpmd("peer", Image(tmp_path, "6.12"), tmp_path, drivers=(), lcores="0", eal=(), app=())
