@@ -7,7 +7,7 @@ from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from vdpa_net.errors import PeerError
+from vdpa_net.errors import PeerError, PeerGone
 from vdpa_net.wire import describe, virtio_pci
 from vdpa_net.wire.lm import PACKED_OFFSET_MASK, ring_state_name
 
@@ -33,15 +33,20 @@ def by_control(path: Path) -> State:
     """
     from vdpa_net.transport.control import ControlClient  # noqa: PLC0415
 
-    with ControlClient(path) as control:
-        try:
+    try:
+        with ControlClient(path) as control:
             return cast(State, control.call("inspect"))
-        except PeerError as error:
-            if "method 'inspect'" in str(error):
-                raise PeerError(
-                    f"{path}: a process without a device of its own (that of `vdpa-net driver`?)"
-                ) from error
-            raise
+    except PeerGone as error:
+        raise PeerGone(
+            f"{error}; expected the socket that a command like `vdpa-net serve` was given by --control",
+            errno=error.errno,
+        ) from error
+    except PeerError as error:
+        if "method 'inspect'" in str(error):
+            raise PeerError(
+                f"{path}: a process without a device of its own (that of `vdpa-net driver`?)"
+            ) from error
+        raise
 
 
 def render(state: State) -> Iterator[RenderableType]:

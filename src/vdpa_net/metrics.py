@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 from vdpa_net.closing import Closing
-from vdpa_net.errors import MissingTool
+from vdpa_net.errors import MissingTool, OptionError
 
 if TYPE_CHECKING:
     from vdpa_net.device.net_device import NetDevice
@@ -36,7 +36,7 @@ class MetricsServer(Closing):
     """Answers GET /metrics on 127.0.0.1 until it is closed. Port 0 takes a free one; `url` says which.
 
     A scrape takes a snapshot of the device, which disturbs no worker. Raises MissingTool without
-    prometheus-client, OSError when the port is taken.
+    prometheus-client, OptionError when the port can't be had.
     """
 
     def __init__(self, device: NetDevice, port: int) -> None:
@@ -48,7 +48,12 @@ class MetricsServer(Closing):
             ) from None
         registry = prometheus_client.CollectorRegistry()
         registry.register(cast(Any, _Collector(device)))
-        self._server, self._thread = prometheus_client.start_http_server(port, ADDRESS, registry)
+        try:
+            self._server, self._thread = prometheus_client.start_http_server(port, ADDRESS, registry)
+        except OSError as error:
+            raise OptionError(
+                f"can't offer metrics on {ADDRESS}:{port}: {error.strerror}; port 0 takes a free one"
+            ) from error
         self.url = f"http://{ADDRESS}:{self._server.server_port}/metrics"
 
     def close(self) -> None:

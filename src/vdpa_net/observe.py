@@ -34,8 +34,8 @@ def observe(
 ) -> None:
     """Begin to observe a device, until the stack unwinds.
 
-    Violations are always told, on standard error. Raises OSError for a file or port that can't be opened,
-    MissingTool when a Python package is missing.
+    Violations are always told, on standard error. Raises OSError for a file that can't be opened, OptionError
+    for a port that can't be had, MissingTool when a Python package is missing.
     """
     device.violations.listen(ViolationReport(_to_stderr))
     if wanted.trace is not None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vdpa_net.errors import OptionError
+from vdpa_net.errors import OptionError, PeerGone
 from vdpa_net.migration.faults import Fault
 from vdpa_net.observe import Observation, observe
 from vdpa_net.open_backend import open_backend, raise_file_limit, record
@@ -76,7 +76,13 @@ def open_handle(device: str) -> DeviceHandle:
     if kind == "vfio-user" and place:
         from vdpa_net.driver.vfio_user import VfioUserHandle  # noqa: PLC0415
 
-        return VfioUserHandle(place)
+        try:
+            return VfioUserHandle(place)
+        except PeerGone as error:
+            raise PeerGone(
+                f"no device at vfio-user:{error}; `vdpa-net serve --socket {place} ...` offers one there",
+                errno=error.errno,
+            ) from error
     if kind == "vfio" and place:
         from vdpa_net.driver.vfio import VfioHandle  # noqa: PLC0415
 

@@ -137,6 +137,12 @@ def test_without_a_command_there_is_help_and_exit_code_2() -> None:
         (("migrate", "--rounds", "many"), "'many'; expected a number"),
         (("migrate", "--transport", "tcp"), "'in-process', 'vfio-user'"),
         (("lab", "build", "now"), "unexpected argument 'now'"),
+        (("migrate", "--profile", "ifc"), "no profile 'ifc'"),
+        (("lab", "boot", "--profile", "ifc"), "no profile 'ifc'"),
+        (("lab", "boot", "--device", "rx_queue_siz=256"), "did you mean 'rx_queue_size'?"),
+        (("log-test", "--json", "/nowhere/result"), "there is no directory /nowhere"),
+        (("migrate", "--junit", "/"), "it is a directory"),
+        (("libvirt", "convert", "/nowhere.xml"), "/nowhere.xml: No such file or directory"),
     ],
 )
 def test_wrong_usage_is_told_in_one_line(arguments: tuple[str, ...], words: str) -> None:
@@ -169,6 +175,14 @@ def test_a_reader_that_goes_away_is_no_error() -> None:
         (("--netdev", NETDEV, "--device", DEVICE, "--fault", "melt=1"), "no fault 'melt'"),
         (("--netdev", NETDEV, "--device", DEVICE, "--fault", "ring-state=vq9:+1"), "vq9"),
         (("--netdev", NETDEV, "--device", DEVICE, "--socket", "/dev/null/x"), "/dev/null/x"),
+        (
+            ("--netdev", NETDEV, "--device", DEVICE, "--socket", "/nowhere/x"),
+            "there is no directory /nowhere",
+        ),
+        (
+            ("--netdev", NETDEV, "--device", DEVICE, "--socket", f"/{'a' * 107}"),
+            "at most 107 bytes, this one 108",
+        ),
     ],
 )
 def test_an_error_is_one_line_and_exit_code_2(
@@ -204,7 +218,18 @@ def test_a_driver_without_its_device_says_which_socket(socket_dir: Path) -> None
     missing = socket_dir / "no-device"
     done = run("driver", "--device", f"vfio-user:{missing}", "--vhost-socket", str(socket_dir / "vhost"))
     assert done.returncode == 2
-    assert str(missing) in done.stderr
+    assert f"`vdpa-net serve --socket {missing} ...` offers one there" in done.stderr
+
+
+def test_what_is_no_control_socket_is_told_with_the_option_that_makes_one(
+    serve: Command, socket_dir: Path
+) -> None:
+    serve.wait_listening()
+    for name in ("nothing", "vfio"):
+        done = run("inspect", "--socket", str(socket_dir / name))
+        assert (done.returncode, done.stdout) == (2, "")
+        assert "by --control" in done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
 
 
 def test_serve_prints_the_qemu_arguments_and_when_it_listens(serve: Command, socket_dir: Path) -> None:

@@ -108,7 +108,9 @@ def test_a_port_that_is_taken_is_an_error(socket_dir: Path) -> None:
             *("serve", "--socket", str(socket_dir / "vfio"), "--netdev", NETDEV),
             *("--device", DEVICE, "--metrics", str(taken.getsockname()[1])),
         )
+        port = taken.getsockname()[1]
     assert done.returncode == 2
+    assert f"127.0.0.1:{port}: Address already in use; port 0 takes a free one" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 

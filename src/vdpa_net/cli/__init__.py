@@ -49,5 +49,12 @@ def _exit_code(argv: Sequence[str]) -> int:
     except (VdpaNetError, OSError) as error:
         if os.environ.get(DEBUG_VARIABLE):
             raise
-        print(f"vdpa-net: error: {error}", file=sys.stderr)
+        print(f"vdpa-net: error: {_in_words(error)}", file=sys.stderr)
         return EXIT_ERROR
+
+
+def _in_words(error: BaseException) -> str:
+    """The message; of a file that could not be used its name and why."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error)

@@ -62,6 +62,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     console = Console()
     asked = _options(arguments)
+    _check_device(asked)
     # Before the progress bar brings a thread of its own.
     enter_private_network()
     if arguments.shell:
@@ -73,6 +74,16 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.json is not None:
         options.write_json(arguments.json, result.to_json())
     return result.exit_code
+
+
+def _check_device(asked: BootOptions) -> None:
+    """Refuse what the served device would refuse, before anything is started. Raises OptionError."""
+    from vdpa_net.options import check_pair, parse_device, parse_netdev  # noqa: PLC0415
+    from vdpa_net.profiles import find_profile  # noqa: PLC0415
+
+    find_profile(asked.profile)
+    if not asked.reference:
+        check_pair(parse_netdev(asked.netdev_words), parse_device(asked.device_words))
 
 
 def _options(arguments: argparse.Namespace) -> BootOptions:

@@ -115,7 +115,10 @@ def run(arguments: argparse.Namespace) -> int:
         parse_size,
     )
     from vdpa_net.lab.migrate.run import run_migrate  # noqa: PLC0415
+    from vdpa_net.profiles import find_profile  # noqa: PLC0415
 
+    # The devices are given its name; a wrong one is told here, before anything is started.
+    find_profile(arguments.profile)
     foreign = arguments.backend_socket
     asked = MigrateOptions(
         **options.run_options(arguments),

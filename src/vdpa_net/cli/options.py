@@ -216,12 +216,16 @@ def add_control(parser: argparse.ArgumentParser) -> None:
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """`--json`, a file for the result."""
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the result to this file, too")
+    from vdpa_net.cli.parser import new_file  # noqa: PLC0415
+
+    parser.add_argument("--json", type=new_file, metavar="FILE", help="write the result to this file, too")
 
 
 def add_junit(parser: argparse.ArgumentParser) -> None:
     """`--junit`, a file for the verdict as other tools read it."""
-    parser.add_argument("--junit", type=Path, metavar="FILE", help="write the verdict as JUnit XML, too")
+    from vdpa_net.cli.parser import new_file  # noqa: PLC0415
+
+    parser.add_argument("--junit", type=new_file, metavar="FILE", help="write the verdict as JUnit XML, too")
 
 
 def add_machine(parser: argparse.ArgumentParser, *, min_memory_mib: int) -> None:

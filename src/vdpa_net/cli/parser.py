@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from vdpa_net.errors import OptionError
@@ -81,3 +82,12 @@ def whole_number(low: int, high: int | None = None) -> Callable[[str], int]:
         return value
 
     return read
+
+
+def new_file(text: str) -> Path:
+    """A reader of names of files that are written at the end; a missing directory is told at the start."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        what = "it is a directory" if path.is_dir() else f"there is no directory {path.parent}"
+        raise argparse.ArgumentTypeError(f"{text!r}: {what}")
+    return path

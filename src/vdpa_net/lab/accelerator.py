@@ -60,7 +60,10 @@ def choose_qemu(image: Image, wanted: str | None = None, since: Version = (7, 2,
     chosen = _wanted(image, wanted)
     if qemu_version(chosen) < since:
         got = version_text(qemu_version(chosen))
-        raise LabError(f"QEMU {wanted} is {got}, expected {version_text(since)} or newer")
+        raise LabError(
+            f"QEMU {wanted} is {got}, expected {version_text(since)} or newer;"
+            " --qemu image takes the lab image's"
+        )
     return chosen
 
 
@@ -74,7 +77,9 @@ def _wanted(image: Image, wanted: str) -> Program:
         return Program((path,))
     host = host_qemu()
     if host is None:
-        raise MissingTool(f"this machine has no qemu-system-{machine_name()}: use the image's")
+        raise MissingTool(
+            f"this machine has no qemu-system-{machine_name()}: use the lab image's (--qemu image)"
+        )
     return host
 
 

@@ -28,6 +28,9 @@ _FD_BYTES = struct.calcsize("i")
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_FDS_PER_MESSAGE * _FD_BYTES)
 _BACKLOG = 16
 
+_MAX_PATH_BYTES = 107
+"""sun_path without its terminating zero (unix(7))."""
+
 
 def close_fds(fds: Iterable[int]) -> None:
     """Close file descriptors that nobody took."""
@@ -204,11 +207,19 @@ def _bound_socket(path: Path, mode: int) -> socket.socket:
         path.chmod(mode)
     except OSError as error:
         sock.close()
-        raise OptionError(f"can't listen on {path}: {error.strerror or error}") from error
+        raise OptionError(f"can't listen on {path}: {_why_not_bound(path, error)}") from error
     except BaseException:
         sock.close()
         raise
     return sock
+
+
+def _why_not_bound(path: Path, error: OSError) -> str:
+    if len(os.fsencode(path)) > _MAX_PATH_BYTES:
+        return f"a Unix socket's path has at most {_MAX_PATH_BYTES} bytes, this one {len(os.fsencode(path))}"
+    if error.errno == errno.ENOENT:
+        return f"there is no directory {path.parent}"
+    return error.strerror or str(error)
 
 
 def _remove_stale(path: Path) -> None:
@@ -224,7 +235,9 @@ def _remove_stale(path: Path) -> None:
             return
         except BlockingIOError:
             pass
-    raise StateError(f"can't listen on {path}: another process serves it")
+    raise StateError(
+        f"can't listen on {path}: another process serves it; end that one, or choose another path"
+    )
 
 
 def _file_identity(path: Path) -> tuple[int, int] | None:
