@@ -153,6 +153,8 @@ def device_methods(stack: contextlib.ExitStack, device: NetDevice) -> Methods:
     return {
         "inspect": device.snapshot,
         "events": events.entries,
+        "announce": device.announce,
+        "withdraw": device.withdraw,
         "audit_arm": audit.arm,
         "audit_end_interval": audit.end_interval,
         "audit_result": audit.result,

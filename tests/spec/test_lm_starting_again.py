@@ -96,3 +96,51 @@ def test_restored_start_can_announce_another_mac(running: Rig) -> None:
     """... or with the MAC that SEND_RARP gives."""
     running.device.announce("52:54:00:77:88:99")
     assert running.first_frame() == rarp_frame(bytes.fromhex("525400778899"))
+
+
+def packets_flushed(device: Rig) -> list[object]:
+    """What each DRIVER_OK from now on drops."""
+    flushed: list[object] = []
+    device.device.on_event(
+        lambda name, info: flushed.append(info["packets_flushed"]) if name == "driver_ok" else None
+    )
+    return flushed
+
+
+def test_what_comes_for_an_announced_station_waits_for_its_driver(device: Rig) -> None:
+    """The machine that the guest comes from has stopped, and would lose it."""
+    flushed = packets_flushed(device)
+    device.device.announce("52:54:00:77:88:99")
+    assert device.backend.carrier
+    device.driver.start()
+    assert device.first_frame() == rarp_frame(bytes.fromhex("525400778899")), "kept in the loopback"
+    assert flushed == [0]
+    device.set_common("device_status", 0)
+    assert not device.backend.carrier
+
+
+@pytest.mark.parametrize("end", ["withdraw", "detach_client"])
+def test_an_announced_station_that_does_not_come_leaves_nothing_behind(device: Rig, end: str) -> None:
+    flushed = packets_flushed(device)
+    device.device.announce()
+    getattr(device.device, end)()
+    assert not device.backend.carrier
+    if end == "withdraw":
+        device.driver.start()
+        assert flushed == [1]
+
+
+def test_what_has_waited_for_too_long_is_dropped(device: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vdpa_net.device.link.AHEAD_S", -1.0)
+    flushed = packets_flushed(device)
+    device.device.announce()
+    device.driver.start()
+    assert flushed == [1]
+    assert device.backend.carrier
+
+
+def test_withdrawing_the_station_of_a_running_device_changes_nothing(running: Rig) -> None:
+    running.device.announce()
+    running.device.withdraw()
+    assert running.backend.carrier
+    running.exchange()

@@ -255,7 +255,7 @@ def test_fresh_start_announces_nothing(rig: FakeRig) -> None:
 def test_cancelled_announcer_sends_nothing_more() -> None:
     sent: list[bytes] = []
     reported = threading.Event()
-    announcer = Announcer(sent.append, lambda _count, _error: reported.set(), schedule_ms=(0, 3_600_000))
+    announcer = Announcer(sent.append, lambda _count, _error: reported.set(), schedule_ms=(3_600_000,))
     announcer.start(bytes(range(2, 8)))
     assert reported.wait(DEADLINE_SECONDS)
     announcer.cancel()
@@ -269,7 +269,7 @@ def test_announcer_that_was_cancelled_while_it_woke_up_sends_nothing() -> None:
     announcer = Announcer(sent.append, lambda _count, _error: None, schedule_ms=(0,))
     with announcer._lock:
         announcer._cancel = threading.Event()
-        thread = threading.Thread(target=announcer._run, args=(b"frame", announcer._cancel))
+        thread = threading.Thread(target=announcer._run, args=(b"frame", announcer._cancel, 0.0))
         thread.start()
         announcer._cancel.set()
     thread.join(DEADLINE_SECONDS)
@@ -289,7 +289,7 @@ def test_announcer_repeats_on_its_schedule_and_reports_errors() -> None:
     def fail(frame: bytes) -> None:
         raise BackendError("port is gone")
 
-    Announcer(fail, report, schedule_ms=(0, 1, 2)).start(bytes(range(2, 8)))
+    Announcer(fail, report, schedule_ms=(1, 2)).start(bytes(range(2, 8)))
     assert done.wait(DEADLINE_SECONDS)
     assert reports == [(1, "port is gone"), (2, "port is gone"), (3, "port is gone")]
 

@@ -11,8 +11,8 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-SCHEDULE_MS: Final = (0, 5, 20, 50, 100, 200, 500)
-"""When frames are sent, in milliseconds after the start."""
+SCHEDULE_MS: Final = (5, 20, 50, 100, 200, 500)
+"""When frames are sent after the first one, in milliseconds after the start."""
 
 _MIN_FRAME_BYTES: Final = 60
 _BROADCAST: Final = b"\xff" * 6
@@ -28,7 +28,7 @@ def rarp_frame(mac: bytes) -> bytes:
 
 
 class Announcer:
-    """Sends a frame on a schedule from a thread of its own.
+    """Sends a frame at once, and on a schedule from a thread of its own.
 
     `report(count, error)` is called after each frame. The fault `no-announce` sets `is_mute`: announcements
     are then counted in `times_mute` instead.
@@ -55,27 +55,30 @@ class Announcer:
         if self.is_mute:
             self.times_mute += 1
             return
-        self._cancel = threading.Event()
-        threading.Thread(
-            target=self._run, args=(rarp_frame(mac), self._cancel), name="announce", daemon=True
-        ).start()
+        begin = time.monotonic()
+        self._cancel = cancel = threading.Event()
+        frame = rarp_frame(mac)
+        self._send(frame, cancel, 1)
+        threading.Thread(target=self._run, args=(frame, cancel, begin), name="announce", daemon=True).start()
 
     def cancel(self) -> None:
         """Stop. On return no frame is being sent, and none follows. Does not wait for `report`."""
         with self._lock:
             self._cancel.set()
 
-    def _run(self, frame: bytes, cancel: threading.Event) -> None:
-        begin = time.monotonic()
-        for count, due_ms in enumerate(self._schedule_ms, 1):
+    def _run(self, frame: bytes, cancel: threading.Event, begin: float) -> None:
+        for count, due_ms in enumerate(self._schedule_ms, 2):
             if cancel.wait(max(0.0, begin + due_ms / 1000 - time.monotonic())):
                 return
-            error: Exception | None = None
-            with self._lock:
-                if cancel.is_set():
-                    return
-                try:
-                    self._transmit(frame)
-                except Exception as caught:
-                    error = caught
-            self._report(count, error)
+            self._send(frame, cancel, count)
+
+    def _send(self, frame: bytes, cancel: threading.Event, count: int) -> None:
+        error: Exception | None = None
+        with self._lock:
+            if cancel.is_set():
+                return
+            try:
+                self._transmit(frame)
+            except Exception as caught:
+                error = caught
+        self._report(count, error)

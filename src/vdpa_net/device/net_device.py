@@ -149,10 +149,7 @@ class NetDevice(Closing):
         return self.packet_to_guest(packet) if packet.to_guest else self.packet_from_guest(packet)
 
     def region_info(self, index: int) -> RegionInfo | None:
-        """The region with this VFIO index (0 to 5 are BARs, 7 the configuration space).
-
-        None if there is none.
-        """
+        """The region with this VFIO index (0 to 5: BARs, 7: configuration space); None if there is none."""
         if index == pci.CONFIG_REGION:
             return RegionInfo(pci.CONFIG_SPACE_SIZE)
         bar = self._bars.get(index)
@@ -204,10 +201,7 @@ class NetDevice(Closing):
             return self._dma.unmap_all()
 
     def set_irqs(self, start: int, fds: Sequence[int | None]) -> None:
-        """Bind MSI-X vectors from `start` on to duplicates of these eventfds; None unbinds.
-
-        Raises AccessError.
-        """
+        """Bind vectors from `start` on to duplicates of these eventfds; None unbinds. Raises AccessError."""
         with self._lock:
             self._msix.bind(start, fds)
 
@@ -260,6 +254,7 @@ class NetDevice(Closing):
     def detach_client(self) -> None:
         """The client is gone: reset, unmap everything, unbind every vector and kick."""
         with self._lock:
+            self._virtio.withdraw()
             self.reset()
             self._msix.unbind_all()
             self._kicks.unset_all()
@@ -279,11 +274,16 @@ class NetDevice(Closing):
     def announce(self, mac: str | None = None) -> None:
         """Announce a station on the network with RARP frames: `mac`, or the device's own.
 
-        Raises OptionError.
+        Before DRIVER_OK the link comes up for it, and what it is sent waits for the driver, for 10 seconds at
+        most: to be used when the machine it comes from has stopped. Raises OptionError.
         """
         with self._lock:
-            station = self._virtio.config.mac if mac is None else parse_mac(mac)
-            self._virtio.announcer.start(station)
+            self._virtio.announce(self._virtio.config.mac if mac is None else parse_mac(mac))
+
+    def withdraw(self) -> None:
+        """The station that was announced does not come: link down again, unless there is a driver."""
+        with self._lock:
+            self._virtio.withdraw()
 
     def snapshot(self) -> dict[str, object]:
         """The state as JSON values: status, features, queues, LM registers, counters, violations."""

@@ -17,6 +17,7 @@ from vdpa_net.device.active_pairs import ActivePairs
 from vdpa_net.device.announce import Announcer
 from vdpa_net.device.common_cfg import CommonCfg
 from vdpa_net.device.control_queue import ControlQueue
+from vdpa_net.device.link import Link
 from vdpa_net.device.msix import Msix
 from vdpa_net.device.net_config import IsrStatus, NetConfig
 from vdpa_net.device.options import NetOptions
@@ -58,7 +59,6 @@ class VirtioNet:
         self._violations = violations
         self._emit = emit
         self._dma_hint = dma_hint
-        self._carrier = False
         self.control_queue = options.control_queue
         """Index of the control queue with the negotiated features."""
         self.queues = QueueSet(plane, space, options.queue_sizes(options.queue_pairs), violations, emit)
@@ -79,7 +79,7 @@ class VirtioNet:
             else None
         )
         self.announcer = Announcer(self._transmit, self._announced)
-        backend.set_carrier(False)
+        self.link = Link(backend, plane)
 
     def features_ok(self, features: int) -> str | None:
         """Give the back end the negotiated offloads; its reason if it can't have them."""
@@ -107,9 +107,7 @@ class VirtioNet:
         try:
             if not self._has_control_queue():
                 self.pairs.follow_queues()
-            dropped = self._plane.flush_backend()
-            self._backend.set_carrier(True)
-            self._carrier = True
+            dropped = self.link.go_up()
         except BackendError as error:
             self.needs_reset("backend", str(error))
             return
@@ -150,9 +148,28 @@ class VirtioNet:
         self.queues.reset_queue(queue)
         self.vectors_changed()
 
+    def announce(self, mac: bytes) -> None:
+        """Announce a station; before DRIVER_OK its packets are kept from now on until its driver comes."""
+        try:
+            self.link.go_ahead()
+        except BackendError as error:
+            self._violations.record("backend", "carrier", 1, "Starting again", str(error))
+        self.announcer.start(mac)
+
+    def withdraw(self) -> None:
+        """An announced station does not come after all: the link is down again until DRIVER_OK."""
+        if self.link.is_ahead:
+            self.announcer.cancel()
+            self._link_down()
+
     def reset_device(self) -> None:
-        """Back to the state of a fresh device, except for the VMM's interrupts and maps. A log barrier."""
-        self.announcer.cancel()
+        """Back to the state of a fresh device, except for the VMM's interrupts and maps. A log barrier.
+
+        A fresh device that has announced a station goes on waiting for its driver, which begins with a reset.
+        """
+        is_awaited = self.link.is_ahead and self.common.status == 0
+        if not is_awaited:
+            self.announcer.cancel()
         self.queues.reset()
         # What broke before the reset needs none any more, and what it had to announce is gone.
         self._plane.take_broken_queues()
@@ -163,7 +180,8 @@ class VirtioNet:
             self.lm.reset()
         else:
             self._space.barrier()
-        self._carrier_off()
+        if not is_awaited:
+            self._link_down()
         self.common.reset()
         self.config.reset()
         self._reset_path()
@@ -227,7 +245,7 @@ class VirtioNet:
     def close(self) -> None:
         """Stop what is under way and take the link down."""
         self.announcer.cancel()
-        self._carrier_off()
+        self._link_down()
 
     def _set_pairs(self, pairs: int) -> bool:
         if pairs > self.options.queue_pairs:
@@ -284,12 +302,9 @@ class VirtioNet:
         except BackendError as error:
             self._violations.record("backend", "active_pairs", 1, "5.1.6.5.5", str(error))
 
-    def _carrier_off(self) -> None:
-        if not self._carrier:
-            return
-        self._carrier = False
+    def _link_down(self) -> None:
         try:
-            self._backend.set_carrier(False)
+            self.link.go_down()
         except BackendError as error:
             self._violations.record("backend", "carrier", 0, "Starting again", str(error))
 

@@ -83,4 +83,10 @@ class CanAnnounce(Protocol):
     """A handle whose device can be asked to announce a station; no register does that."""
 
     def announce(self, mac: str) -> None:
-        """Announce this MAC address on the device's network. Raises OptionError."""
+        """Announce this MAC address on the device's network, and keep what comes for it until DRIVER_OK.
+
+        Raises OptionError.
+        """
+
+    def withdraw(self) -> None:
+        """What was announced before DRIVER_OK does not come."""

@@ -65,6 +65,10 @@ class InProcessHandle(Closing):
         """Announce a station on the device's network. Raises OptionError."""
         self._device.announce(mac)
 
+    def withdraw(self) -> None:
+        """The station does not come."""
+        self._device.withdraw()
+
     def reset(self) -> None:
         """Device reset."""
         self._device.reset()

@@ -113,6 +113,11 @@ class VdpaDriver:
         self.handle.announce(mac)
         return True
 
+    def withdraw(self) -> None:
+        """The station that the device was asked to announce does not come."""
+        if isinstance(self.handle, CanAnnounce):
+            self.handle.withdraw()
+
     def max_queue_size(self, queue: int) -> int:
         """The largest size that the device takes (before the start: queue_size after a reset)."""
         self._select(queue)

@@ -7,6 +7,7 @@ docs/vhost-user.md says it message by message.
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
@@ -59,6 +60,9 @@ RING_RESET is not among them: QEMU gives it to its guest where a back end offers
 end nothing of a queue that the guest has reset (hw/net/virtio-net.c does that for taps only).
 """
 
+SWITCH_OVER_S: Final = 0.005
+"""How long a front end that has stopped all rings while it logged is left alone: it sends the last pages."""
+
 _KEPT_COMPLAINTS: Final = 64
 
 _ACCESS_PLATFORM: Final = 1 << virtio_pci.F_ACCESS_PLATFORM
@@ -95,6 +99,7 @@ class VhostBackend:
         self._rings.log = lambda: self._log.for_start(translated=self._iommu.translated)
         self._features = 0
         self._status = 0
+        self._has_run = False
         self._channel: BackendChannel | None = None
         self._takes_config = False
         self._config_interrupt: ConfigInterrupt | None = None
@@ -254,13 +259,14 @@ class VhostBackend:
 
     def send_rarp(self, mac: bytes) -> None:
         """Announce the guest, where the device can be asked to; it announces its own MAC without being asked
-        after a restored start."""
+        after a restored start. Before the first start the guest is on its way: its packets wait for it."""
         text = mac.hex(":")
         if mac[0] & 1 or not any(mac):
             raise ProtocolError(f"SEND_RARP: {text} is the MAC address of no station")
         with self._lock:
             self.rarp_requests.append(text)
-            self._driver.announce(text)
+            if self._driver.is_running or not self._has_run:
+                self._driver.announce(text)
 
     def iotlb_update(self, iova: int, size: int, user_address: int, permissions: int) -> None:
         """Take a translation; rings that waited for it may start."""
@@ -284,18 +290,27 @@ class VhostBackend:
 
     def answered(self) -> None:
         """A machine that migrates stands still until GET_VRING_BASE is answered: the rest comes behind it."""
-        if self._rings.has_stopped:
-            with self._lock:
-                self._rings.finish_stops()
+        if self._rings.is_finished:
+            return
+        if self._driver.is_logging:
+            if not self._rings.are_stopped:
+                # So will the others, and the machine stands still already.
+                return
+            # Our work would take a processor from what the front end still has to send.
+            time.sleep(SWITCH_OVER_S)
+        with self._lock:
+            self._rings.finish_stops()
 
     def disconnected(self) -> None:
         """The front end is gone: stop, reset, unmap, forget."""
         with self._lock:
             self._rings.forget()
+            self._driver.withdraw()
             misses = self._iommu.disconnected()
             self._config.reset()
             self._log.close()
             self._features = self._status = 0
+            self._has_run = False
             self.rarp_requests.clear()
             channel, self._channel = self._channel, None
             interrupt, self._config_interrupt = self._config_interrupt, None
@@ -315,6 +330,7 @@ class VhostBackend:
 
     def _on_start(self) -> None:
         """The device is about to start: its configuration interrupt is ours to take."""
+        self._has_run = True
         if self._config_interrupt is None:
             self._config_interrupt = ConfigInterrupt(self._driver.handle, self._configuration_changed)
 

@@ -62,7 +62,8 @@ class VhostRings:
         self._discarder = Discarder(driver.maps, count // 2)
         self._discard_later: dict[int, Timer] = {}
         self._vrings = [Vring(index) for index in range(count)]
-        self._stopped: list[Vring] = []
+        self._old_kicks: list[tuple[int, int]] = []
+        self._is_finished = True
         self.needs_enable: Callable[[], bool] = lambda: False
         self.device_features: Callable[[], int] = lambda: 0
         self.log: Callable[[], LogArea | None] = lambda: None
@@ -98,19 +99,32 @@ class VhostRings:
         vring = self._ring(index)
         self._stop(vring)
         self.on_stopped()
-        self._stopped.append(vring)
+        if vring.kick is not None:
+            self._old_kicks.append((index, vring.kick))
+            vring.kick = None
+        self._is_finished = False
         return self._base(vring)
 
     @property
-    def has_stopped(self) -> bool:
-        """Whether `finish_stops` is due."""
-        return bool(self._stopped)
+    def is_finished(self) -> bool:
+        """Whether nothing is left to do for rings that have stopped."""
+        return self._is_finished
+
+    @property
+    def are_stopped(self) -> bool:
+        """Whether no ring is started."""
+        return not any(vring.is_started for vring in self._vrings)
 
     def finish_stops(self) -> None:
         """Give the kicks of stopped rings back; after the last one, whose marks are made: log off, reset."""
-        while self._stopped:
-            self._forget_kick(self._stopped.pop())
-        if self._driver.is_running and not any(vring.is_started for vring in self._vrings):
+        self._is_finished = True
+        while self._old_kicks:
+            index, kick = self._old_kicks.pop()
+            if self._vrings[index].kick is None:
+                self._unbind_kick(index, kick)
+            else:
+                close_fd(kick)
+        if self._driver.is_running and self.are_stopped:
             self._driver.finish()
 
     def set_kick(self, index: int, fd: int | None) -> None:
@@ -197,7 +211,10 @@ class VhostRings:
         # A device that is gone, too, needs no stop and has no eventfds.
         with contextlib.suppress(VdpaNetError):
             self.stop_all()
-        self._stopped.clear()
+        while self._old_kicks:
+            with contextlib.suppress(VdpaNetError):
+                self._unbind_kick(*self._old_kicks.pop())
+        self._is_finished = True
         for vring in self._vrings:
             with contextlib.suppress(VdpaNetError):
                 self._driver.bind_call(vring.index, None)
@@ -304,10 +321,13 @@ class VhostRings:
     def _forget_kick(self, vring: Vring) -> None:
         if vring.kick is not None:
             kick, vring.kick = vring.kick, None
-            try:
-                self._driver.bind_kick(vring.index, None)
-            finally:
-                close_fd(kick)
+            self._unbind_kick(vring.index, kick)
+
+    def _unbind_kick(self, index: int, kick: int) -> None:
+        try:
+            self._driver.bind_kick(index, None)
+        finally:
+            close_fd(kick)
 
 
 def _has_a_pair(rings: list[Vring]) -> bool:

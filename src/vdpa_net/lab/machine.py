@@ -198,13 +198,16 @@ class Machine:
 
     def wait_event(
         self,
-        name: str,
+        name: str | None,
         timeout_s: float,
         *,
         start: int = 0,
         where: Callable[[Event], bool] = lambda _event: True,
     ) -> Event:
-        """The first such event from index `start` on (`session.position`). Raises PeerGone or LabError."""
+        """The first such event (None: of any name) from index `start` on (`session.position`).
+
+        Raises PeerGone or LabError.
+        """
         return self.session.wait_event(name, timeout_s, start=start, where=where)
 
     def wait_console(self, pattern: str, timeout_s: float, *, start: int = 0) -> str:

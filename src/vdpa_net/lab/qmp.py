@@ -97,13 +97,13 @@ class QmpSession:
 
     def wait_event(
         self,
-        name: str,
+        name: str | None,
         timeout_s: float,
         *,
         start: int = 0,
         where: Callable[[Event], bool] = lambda _event: True,
     ) -> Event:
-        """The first such event from index `start` on.
+        """The first such event (None: of any name) from index `start` on.
 
         Raises PeerGone if QEMU ends, LabError if the time is over.
         """
@@ -111,13 +111,14 @@ class QmpSession:
         with self._changed:
             while True:
                 for event in self._events[start:]:
-                    if event.name == name and where(event):
+                    if name in (None, event.name) and where(event):
                         return event
                 start = len(self._events)
+                expected = "an event" if name is None else f"the event {name}"
                 if self._gone:
-                    raise PeerGone(f"{self.name}: QEMU went away, expected the event {name}")
+                    raise PeerGone(f"{self.name}: QEMU went away, expected {expected}")
                 if not self._changed.wait(deadline - time.monotonic()) and time.monotonic() >= deadline:
-                    raise LabError(f"{self.name}: expected the event {name}, none within {timeout_s:g} s")
+                    raise LabError(f"{self.name}: expected {expected}, none within {timeout_s:g} s")
 
     def close(self) -> None:
         """End the connection and its thread."""

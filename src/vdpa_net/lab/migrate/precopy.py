@@ -161,12 +161,21 @@ class Precopy:
         except PeerError as error:
             load.problem = str(error)
 
-    def release(self) -> Event:
-        """Let it switch over; the event that ends the migration."""
+    def release(self, stopped: Callable[[], None]) -> Event:
+        """Let it switch over; the event that ends the migration.
+
+        `stopped` is called when the source's machine has stopped, if it comes to that.
+        """
         self.say("switch-over", None)
+        start = self.source.machine.session.position
         self.let_go()
-        machine = self.source.machine
-        return machine.wait_event("MIGRATION", self.options.pace.phase_s, start=self._start, where=is_final)
+        event = self._wait(start, lambda event: event.name == "STOP" or is_final(event))
+        if event.name == "STOP":
+            stopped()
+        return self._wait(self._start, is_final)
+
+    def _wait(self, start: int, where: Callable[[Event], bool]) -> Event:
+        return self.source.machine.wait_event(None, self.options.pace.phase_s, start=start, where=where)
 
     def let_go(self) -> None:
         """No more holding: full speed, and downtime is allowed."""

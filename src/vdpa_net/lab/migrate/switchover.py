@@ -209,7 +209,7 @@ class RoundRunner:
         if self._log is not None and not precopy.has_ended():
             self._log.note()
         self._timeline.released_ns = time.monotonic_ns()
-        ended = precopy.release()
+        ended = precopy.release(self._hand_over)
         self._timeline.ended_ns = ended.seen_ns
         info = self._source.machine.qmp("query-migrate")
         self._round.arrival = self._arrival(ended.data["status"], info.get("error-desc", ""))
@@ -225,6 +225,13 @@ class RoundRunner:
         # QEMU tells little of a migration that has failed.
         self._round.figures |= {name: value for name, value in figures.items() if value is not None}
         self._look_at_stop()
+
+    def _hand_over(self) -> None:
+        """The source's machine has stopped: the network sends the guest's packets to the destination from now
+        on, where they wait for it."""
+        destination = self.arrived().side
+        if destination.is_watched:
+            destination.device("announce", mac=GUEST_MAC)
 
     def _look_at_stop(self) -> None:
         if self._watched:
