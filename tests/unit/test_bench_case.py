@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from vdpa_net.bench.case import SUBJECT, Bound, Case, CaseResult, Goal, Series, run_case
+from vdpa_net.bench.case import SUBJECT, Bound, Case, CaseResult, Goal, Series, Shared, run_case
 from vdpa_net.bench.report import Report
 from vdpa_net.errors import LabError
 
@@ -74,3 +74,22 @@ def test_nothing_lost_is_a_result_where_a_case_counts_losses() -> None:
     case = Case("lost", "lost", "packets", takes, (Goal(PEER, at_most=1.0),), may_be_zero=True)
     assert CaseResult(case, {SUBJECT: Series([0]), PEER: Series([0])}).missed() == []
     assert CaseResult(case, {SUBJECT: Series([1]), PEER: Series([0])}).missed() == ["inf, goal <= 1 of peer"]
+
+
+def test_a_sample_that_two_figures_are_told_of_is_taken_once() -> None:
+    taken: list[int] = []
+
+    def take() -> dict[str, float]:
+        taken.append(len(taken))
+        return {"pps": 10.0 * len(taken), "us": 1.0 * len(taken)}
+
+    shared = Shared(take)
+    first, second = shared.figure("pps"), shared.figure("us")
+    assert [first(), first(), second(), second(), second()] == [10, 20, 1, 2, 3]
+    assert len(taken) == 3
+
+
+def test_a_case_that_takes_long_has_no_more_rounds_than_it_wants() -> None:
+    case = Case("key", "title", "us", {SUBJECT: lambda: 1.0}, max_rounds=2)
+    assert len(run_case(case, rounds=5).series[SUBJECT].samples) == 2
+    assert len(run_case(case, rounds=1).series[SUBJECT].samples) == 1

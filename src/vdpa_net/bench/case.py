@@ -7,6 +7,7 @@ import math
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import count
 from typing import Any
 
 from vdpa_net.errors import LabError
@@ -53,13 +54,31 @@ class Bound:
         return f"<= {self.at_most:g}"
 
 
+class Shared:
+    """Samples that several figures are told of. Each figure has each sample once, in the same order."""
+
+    def __init__(self, take: Callable[[], Mapping[str, float]]) -> None:
+        self._take = take
+        self._taken: list[Mapping[str, float]] = []
+
+    def figure(self, name: str) -> Take:
+        """What takes the next sample's figure, and the sample itself if no other figure did so before."""
+        turns = count()
+        return lambda: self._sample(next(turns))[name]
+
+    def _sample(self, turn: int) -> Mapping[str, float]:
+        if turn == len(self._taken):
+            self._taken.append(self._take())
+        return self._taken[turn]
+
+
 @dataclass(frozen=True)
 class Case:
     """What is measured. `key` names it in the JSON result; contestants are in the order of their turns.
 
     What is before the first "-" of the key is the case's family: the cases of one picture and one table.
     `subject` is the contestant that the goals are about. `may_be_zero`: nothing is a result (packets lost),
-    not a contestant that does not work.
+    not a contestant that does not work. `max_rounds`: samples that are enough, where one takes long.
     """
 
     key: str
@@ -70,6 +89,7 @@ class Case:
     bound: Bound | None = None
     subject: str = SUBJECT
     may_be_zero: bool = False
+    max_rounds: int | None = None
 
     @property
     def family(self) -> str:
@@ -167,7 +187,7 @@ class CaseResult:
 def run_case(case: Case, rounds: int) -> CaseResult:
     """Let the contestants take turns. Raises LabError where a sample can't be taken."""
     series = {name: Series() for name in case.contestants}
-    for _ in range(rounds):
+    for _ in range(min(rounds, case.max_rounds or rounds)):
         for name, take in case.contestants.items():
             series[name].samples.append(take())
     return CaseResult(case, series)

@@ -59,7 +59,14 @@ def control_cases(directory: Path, *, quick: bool) -> Iterator[list[Case]]:
                 bound=Bound(15.0),
             ),
             # The bound is what is left of 30 s for a million maps and as many unmaps.
-            _case("maps", f"{maps} maps and unmaps of 4 KiB", "us each", partial(_maps, handle, maps), 30.0),
+            Case(
+                "control-maps",
+                f"{maps} maps and unmaps of 4 KiB",
+                "us each",
+                {SUBJECT: partial(_maps, handle, maps)},
+                bound=Bound(30.0),
+                max_rounds=2,
+            ),
             _case("start", "start to listening", "ms", partial(_start, directory), 300.0),
             _case("rss", "resident memory of a device", "MiB", partial(_rss, process.pid), 60.0),
             *_crowd_cases(directory),

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from vdpa_net.bench.case import Case, Goal
+from vdpa_net.bench.case import Case, Goal, Shared, Take
 from vdpa_net.bench.control import cpu_ns
 from vdpa_net.errors import LabError
 from vdpa_net.lab import accelerator, guest
@@ -113,20 +113,23 @@ class Guests:
         """TCP throughput."""
         return received_bits_per_s(self._iperf(contestant, *words)) / 1e9
 
-    def kilo_packets(self, contestant: Contestant, *words: str) -> float:
-        """Small UDP packets that arrive, in thousands a second."""
+    def udp(self, contestant: Contestant, *words: str) -> dict[str, float]:
+        """Small UDP packets as fast as they go.
+
+        `kilo_packets` that arrive in a second; `us_per_frame` of processor time of the device, for each frame
+        that passes the tap.
+        """
+        frames, cpu = self._frames(contestant), contestant.device_cpu_ns()
         udp = ("--udp", "--length", str(SMALL_PAYLOAD_BYTES), "--bandwidth", "0")
         total = json.loads(self._iperf(contestant, *udp, *words))["end"]["sum"]
-        return float(total["packets"] - total["lost_packets"]) / float(total["seconds"]) / 1e3
-
-    def us_per_frame(self, contestant: Contestant, *words: str) -> float:
-        """Processor time of the device for each small frame that passes the tap, in microseconds."""
-        frames, cpu = self._frames(contestant), contestant.device_cpu_ns()
-        self.kilo_packets(contestant, *words)
         frames, cpu = self._frames(contestant) - frames, contestant.device_cpu_ns() - cpu
         if frames == 0:
             raise LabError(f"no frame passed {contestant.tap} while iperf3 ran")
-        return cpu / 1e3 / frames
+        arrived = float(total["packets"] - total["lost_packets"])
+        return {
+            "kilo_packets": arrived / float(total["seconds"]) / 1e3,
+            "us_per_frame": cpu / 1e3 / frames,
+        }
 
     def ping_us(self, contestant: Contestant) -> float:
         """Mean round trip of a ping from the lab, in microseconds."""
@@ -162,30 +165,29 @@ def guest_cases(image: Image, directory: Path, network: LabNetwork, seconds: flo
         yield [*_cases("vhost", VHOST_SOCKET, guests, up), *_cases("vfio-user", VFIO_USER, guests, up)]
 
 
-def _cases(key: str, subject: str, guests: Guests, up: Mapping[str, Contestant]) -> Iterator[Case]:
+def _cases(transport: str, subject: str, guests: Guests, up: Mapping[str, Contestant]) -> Iterator[Case]:
     is_vhost = subject == VHOST_SOCKET
     where = "the vhost socket" if is_vhost else "vfio-user"
     more = Goal(QEMU, at_least=1.1 if is_vhost else 1.0)
-    for name, title, unit, take, goal in (
-        ("tcp-out", "TCP from the guest", "Gbit/s", _both(guests.gbit_per_s, "--reverse"), more),
-        ("tcp-in", "TCP to the guest", "Gbit/s", _both(guests.gbit_per_s), more),
-        ("udp-out", "UDP from the guest, 64 B", "kpackets/s", _both(guests.kilo_packets, "--reverse"), more),
-        ("udp-in", "UDP to the guest, 64 B", "kpackets/s", _both(guests.kilo_packets), more),
-        (
-            "cpu-out",
-            "device CPU a frame out",
-            "us",
-            _both(guests.us_per_frame, "--reverse"),
-            Goal(QEMU, at_most=0.3),
-        ),
-        ("cpu-in", "device CPU a frame in", "us", _both(guests.us_per_frame), Goal(QEMU, at_most=0.7)),
-        ("ping", "ping", "us", guests.ping_us, Goal(QEMU, at_most=1.0 if is_vhost else 1.2)),
+    names = (subject, QEMU)
+
+    def each(take: Callable[..., float], *words: str) -> dict[str, Take]:
+        return {name: partial(take, up[name], *words) for name in names}
+
+    def of(samples: Mapping[str, Shared], figure: str) -> dict[str, Take]:
+        return {name: samples[name].figure(figure) for name in names}
+
+    out = {name: Shared(partial(guests.udp, up[name], "--reverse")) for name in names}
+    into = {name: Shared(partial(guests.udp, up[name])) for name in names}
+    ping = Goal(QEMU, at_most=1.0 if is_vhost else 1.2)
+    for name, title, unit, contestants, goal in (
+        ("tcp-out", "TCP from the guest", "Gbit/s", each(guests.gbit_per_s, "--reverse"), more),
+        ("tcp-in", "TCP to the guest", "Gbit/s", each(guests.gbit_per_s), more),
+        ("udp-out", "UDP from the guest, 64 B", "kpackets/s", of(out, "kilo_packets"), more),
+        ("cpu-out", "device CPU a frame out", "us", of(out, "us_per_frame"), Goal(QEMU, at_most=0.3)),
+        ("udp-in", "UDP to the guest, 64 B", "kpackets/s", of(into, "kilo_packets"), more),
+        ("cpu-in", "device CPU a frame in", "us", of(into, "us_per_frame"), Goal(QEMU, at_most=0.7)),
+        ("ping", "ping", "us", each(guests.ping_us), ping),
     ):
-        contestants = {label: partial(take, up[label]) for label in (subject, QEMU)}
-        yield Case(
-            f"guest-{key}-{name}", f"guest over {where}, {title}", unit, contestants, (goal,), subject=subject
-        )
-
-
-def _both(take: Callable[..., float], *words: str) -> Callable[[Contestant], float]:
-    return lambda contestant: take(contestant, *words)
+        key = f"guest-{transport}-{name}"
+        yield Case(key, f"guest over {where}, {title}", unit, contestants, (goal,), subject=subject)

@@ -22,6 +22,7 @@ from vdpa_net.lab.migrate.topology import SIDE_NAMES
 
 REFERENCE = "QEMU virtio-net on a tap"
 RUN_SECONDS = 600
+MAX_RUNS = 3
 LAST_LINES = 15
 
 
@@ -41,6 +42,7 @@ class Runs:
         """A case about a figure of both contestants, which ours shall not exceed."""
         contestants = {who: self.taker(who, figure) for who in self._runs}
         goals = (Goal(REFERENCE, at_most=1.0),)
+        more = {"max_rounds": MAX_RUNS, **more}
         return Case(f"migration-{key}", f"migration, {title}", unit, contestants, goals, **more)
 
     def taker(self, who: str, figure: Figure) -> Callable[[], float]:
@@ -70,7 +72,8 @@ class Runs:
 @contextmanager
 def migration_cases(directory: Path, *, quick: bool) -> Iterator[list[Case]]:
     """The gap that traffic sees, QMP's downtime, packets lost, and pages that the device marks meanwhile."""
-    runs = Runs(directory, 2 if quick else 4)
+    # A run sets up the whole lab, so more rounds in fewer runs.
+    runs = Runs(directory, 2 if quick else 6)
     yield [
         runs.case("gap", "gap in the guest's packets", "ms", _median("gap_ms")),
         runs.case("downtime", "downtime by QMP", "ms", _median("downtime_ms")),
@@ -80,6 +83,7 @@ def migration_cases(directory: Path, *, quick: bool) -> Iterator[list[Case]]:
             "migration, pages marked by the device",
             "pages/s",
             {SUBJECT: runs.taker(SUBJECT, marks_per_s)},
+            max_rounds=MAX_RUNS,
         ),
     ]
 

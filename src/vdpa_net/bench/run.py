@@ -55,12 +55,12 @@ class BenchOptions:
     @property
     def rounds(self) -> int:
         """Samples of each contestant."""
-        return self.rounds_wanted or (3 if self.quick else 7)
+        return self.rounds_wanted or (3 if self.quick else 5)
 
     @property
     def seconds(self) -> float:
         """Length of a sample."""
-        return (self.sample_ms or (400 if self.quick else 600)) / 1000
+        return (self.sample_ms or (250 if self.quick else 500)) / 1000
 
 
 GROUPS = ("tap", "user", "ring", "control", "guest", "migration")
