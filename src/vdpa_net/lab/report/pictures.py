@@ -11,10 +11,11 @@ from vdpa_net.errors import MissingTool
 from vdpa_net.migration.checks import PAGE_BYTES
 
 BLUE, GREEN, RED, AMBER, GREY = "#2f6db3", "#3f8f4f", "#c0392b", "#e8a33d", "#6b7280"
-VIEW_NS = 1_500_000_000
-"""How much is shown before the stop and behind the guest's return."""
+VIEW_NS = 800_000_000
+"""How much is shown before the stop and, while packets are sent, behind the guest's return."""
 
 FLOOR_MS = 0.05
+MARGIN_MS = 20
 MAX_BARS = 80
 Round = Mapping[str, Any]
 
@@ -56,7 +57,8 @@ def _timeline(pyplot: Any, item: Round) -> Any:
     zero = timeline["stop_request_ns"]
     back = _back_ns(timeline)
     figure, axes = pyplot.subplots(figsize=(10, 4.2))
-    first, last = -VIEW_NS / 1e6, (back - zero + VIEW_NS) / 1e6
+    sent_last = max(*(at for at, _ in timeline["round_trips"]), *timeline["lost_ns"], back)
+    first, last = -VIEW_NS / 1e6, (min(back + VIEW_NS, sent_last) - zero) / 1e6 + MARGIN_MS
     _shade_phases(axes, timeline, first, last)
     shown = [(at - zero, took) for at, took in timeline["round_trips"]]
     axes.scatter(
