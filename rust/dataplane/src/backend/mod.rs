@@ -21,7 +21,7 @@ use null::NullPort;
 use recorder::RecordedPort;
 use source::SourceTurn;
 use steering::Steering;
-use tap::TapPort;
+pub(crate) use tap::TapPort;
 
 pub use recorder::Recorder;
 pub use source::SourceConfig;
@@ -230,6 +230,14 @@ impl Port {
             Self::Null(port) => port.send(memory, ranges),
             Self::Recorded(port) => port.send(memory, ranges),
             Self::Tap(port) => port.send(memory, ranges),
+        }
+    }
+
+    /// The port, if it takes several packets at a time.
+    pub(crate) fn bursts(&self) -> Option<&TapPort> {
+        match self {
+            Self::Tap(port) => Some(port),
+            _ => None,
         }
     }
 

@@ -5,19 +5,24 @@
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use parking_lot::{Mutex, MutexGuard};
+
 use super::{Received, Sent};
 use crate::counters::Drop;
 use crate::error::{Error, Result};
-use crate::memory::{Memory, Range};
+use crate::memory::{Burst, BurstWriter, Memory, Range};
 use crate::net::HEADER_BYTES;
 use crate::worker::set_nonblocking;
 
 // _IOR('T', 215, int); the same on x86-64 and arm64. libc has it for neither.
 const TUNGETVNETHDRSZ: libc::c_ulong = 0x8004_54d7;
+// _IOR('T', 211, int).
+const TUNGETSNDBUF: libc::c_ulong = 0x8004_54d3;
 
 #[derive(Debug)]
 pub(crate) struct TapPort {
     fd: OwnedFd,
+    writer: Mutex<BurstWriter>,
 }
 
 impl TapPort {
@@ -33,7 +38,10 @@ impl TapPort {
                     "tap with a virtio-net header of {bytes} bytes: expected {HEADER_BYTES} (TUNSETVNETHDRSZ)"
                 ),
             }),
-            _ => Ok(Self { fd }),
+            _ => Ok(Self {
+                writer: Mutex::new(writer_for(fd.as_fd())),
+                fd,
+            }),
         }
     }
 
@@ -49,6 +57,23 @@ impl TapPort {
                 Err(error) => return Ok(refused(&error)),
             }
         }
+    }
+
+    /// What [`Memory::burst`] needs for packets to this port.
+    pub(crate) fn writer(&self) -> MutexGuard<'_, BurstWriter> {
+        self.writer.lock()
+    }
+
+    /// Send the packets of a burst; the results of those that were not blocked.
+    pub(crate) fn send_burst<'b>(
+        &self,
+        burst: &'b mut Burst<'_, '_>,
+    ) -> impl Iterator<Item = Sent> + 'b {
+        let results = burst.write(self.fd.as_fd()).iter();
+        results.map(|result| match result {
+            0.. => Sent::Done,
+            errno => refused(&io::Error::from_raw_os_error(errno.unsigned_abs() as i32)),
+        })
     }
 
     pub(super) fn send_bytes(&self, packet: &[u8]) -> Sent {
@@ -130,9 +155,23 @@ fn refused(error: &io::Error) -> Sent {
 
 /// The size of the virtio-net header, or None where the fd is not a tap.
 fn header_bytes(fd: BorrowedFd<'_>) -> Option<i32> {
-    let mut bytes: libc::c_int = 0;
-    // SAFETY: TUNGETVNETHDRSZ stores one int through the pointer, which is that of a live int; on other kinds of
-    // files the call fails.
-    let result = unsafe { libc::ioctl(fd.as_raw_fd(), TUNGETVNETHDRSZ as _, &mut bytes) };
-    (result == 0).then_some(bytes)
+    ask(fd, TUNGETVNETHDRSZ)
+}
+
+/// A tap takes every packet as long as nobody has limited what may be under way. Other descriptors may refuse one and
+/// take the next, which would change their order.
+fn writer_for(fd: BorrowedFd<'_>) -> BurstWriter {
+    match ask(fd, TUNGETSNDBUF) {
+        Some(libc::c_int::MAX) => BurstWriter::default(),
+        _ => BurstWriter::without_ring(),
+    }
+}
+
+/// What a tap says; None: the fd is none.
+fn ask(fd: BorrowedFd<'_>, request: libc::c_ulong) -> Option<libc::c_int> {
+    let mut answer: libc::c_int = 0;
+    // SAFETY: both requests store one int through the pointer, which is that of a live int; on other kinds of files the
+    // call fails.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), request as _, &mut answer) };
+    (result == 0).then_some(answer)
 }

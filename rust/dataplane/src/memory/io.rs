@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::violation::Violation;
 
 /// The kernel takes no more pieces in one call (UIO_MAXIOV).
-const IOV_MAX: usize = 1024;
+pub(super) const IOV_MAX: usize = 1024;
 
 impl Memory<'_> {
     /// Read from `fd` into the ranges, then mark every page that may have been written: those of the bytes
@@ -79,7 +79,7 @@ impl Memory<'_> {
         let mut fits = true;
         for range in ranges {
             self.for_each_piece(*range, write, |bytes| {
-                fits = fits && append(&mut iovecs, bytes);
+                fits = fits && append(&mut iovecs, 0, bytes);
             })?;
         }
         if let Some(last) = last {
@@ -128,7 +128,7 @@ impl Memory<'_> {
     }
 
     /// In a system call, a hole in a shrunken file is not SIGBUS but EFAULT; both are the same violation.
-    fn report_fault(&self, result: &io::Result<usize>, call: &str) {
+    pub(super) fn report_fault(&self, result: &io::Result<usize>, call: &str) {
         let faulted = matches!(result, Err(error) if error.raw_os_error() == Some(libc::EFAULT));
         if faulted {
             self.violations().record(Violation {
@@ -147,7 +147,7 @@ impl Memory<'_> {
 ///
 /// # Safety
 /// Every iovec must be readable memory.
-unsafe fn write_iovecs(fd: i32, iovecs: &[libc::iovec]) -> isize {
+pub(super) unsafe fn write_iovecs(fd: i32, iovecs: &[libc::iovec]) -> isize {
     // SAFETY: the caller guarantees the pieces; the list is live.
     unsafe {
         match iovecs {
@@ -166,16 +166,17 @@ unsafe fn read_iovecs(fd: i32, iovecs: &[libc::iovec]) -> isize {
     unsafe { libc::syscall(libc::SYS_readv, fd, iovecs.as_ptr(), iovecs.len()) as isize }
 }
 
-/// Add a piece, joined to the last one if they are neighbours; false: there is no room.
-fn append(iovecs: &mut Vec<libc::iovec>, bytes: HostBytes<'_>) -> bool {
+/// Add a piece to those from `first` on, joined to the last one if they are neighbours; false: there is no room.
+#[inline]
+pub(super) fn append(iovecs: &mut Vec<libc::iovec>, first: usize, bytes: HostBytes<'_>) -> bool {
     let next = bytes.iovec();
-    if let Some(last) = iovecs.last_mut() {
+    if let Some(last) = iovecs[first..].last_mut() {
         if last.iov_base as usize + last.iov_len == next.iov_base as usize {
             last.iov_len += next.iov_len;
             return true;
         }
     }
-    if iovecs.len() == IOV_MAX {
+    if iovecs.len() - first == IOV_MAX {
         return false;
     }
     iovecs.push(next);
@@ -192,6 +193,6 @@ fn may_be_written(result: &io::Result<usize>) -> u64 {
     }
 }
 
-fn to_result(returned: isize) -> io::Result<usize> {
+pub(super) fn to_result(returned: isize) -> io::Result<usize> {
     usize::try_from(returned).map_err(|_| io::Error::last_os_error())
 }

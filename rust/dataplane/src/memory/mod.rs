@@ -5,7 +5,7 @@
 //! No pointer leaves this module, so an unmarked store can't be expressed outside of it.
 //!
 //! ```text
-//!   DmaSpace --lock()--> Memory (one batch) --> access.rs, entries.rs, compose.rs, io.rs (stores) --> mark.rs (bits)
+//!   DmaSpace --lock()--> Memory (one batch) --> access.rs, entries.rs, compose.rs, io.rs (stores); burst.rs (loads) --> mark.rs (bits)
 //!      |                    |                        |
 //!      | RwLock             | span cache             +--> raw.rs (words and copies that others race with)
 //!      v                    v
@@ -23,6 +23,7 @@
 //! by another process.
 
 mod access;
+mod burst;
 mod compose;
 mod entries;
 mod fault;
@@ -41,6 +42,7 @@ mod space;
 mod transcribe;
 
 pub use access::Memory;
+pub(crate) use burst::{Burst, BurstWriter};
 pub use compose::Canvas;
 pub use fault::MarkFault;
 pub use last_writes::LastWrite;

@@ -2,6 +2,7 @@
 //! Worker threads: one per queue pair. A worker sleeps while there is nothing to do, works in short batches under
 //! the lock of its pair, and looks at the rings a little longer after work before it asks for kicks again.
 
+mod burst;
 mod direct;
 mod drain;
 mod events;

@@ -19,7 +19,7 @@ pub(crate) struct Transmitted {
 }
 
 impl Transmitted {
-    const NOTHING: Self = Self {
+    pub(super) const NOTHING: Self = Self {
         chains: 0,
         is_blocked: false,
     };
@@ -68,12 +68,15 @@ impl Pair {
         budget: u16,
     ) -> RingResult<(Transmitted, bool)> {
         let mut counters = BatchCounters::default();
-        let sent = self.send_chains(memory, ring, chain, budget, &mut counters);
+        let sent = match self.port.bursts() {
+            Some(port) => self.send_burst(port, memory, ring, chain, budget, &mut counters),
+            None => self.send_chains(memory, ring, chain, budget, &mut counters),
+        };
         self.tx.counters.add(&counters);
         Ok((sent?, ring.publish(memory)?))
     }
 
-    fn send_chains(
+    pub(super) fn send_chains(
         &self,
         memory: &Memory<'_>,
         ring: &mut (impl Ring + ?Sized),
@@ -81,10 +84,7 @@ impl Pair {
         budget: u16,
         counters: &mut BatchCounters,
     ) -> RingResult<Transmitted> {
-        let mut done = Transmitted {
-            chains: 0,
-            is_blocked: false,
-        };
+        let mut done = Transmitted::NOTHING;
         while done.chains < budget && ring.pop(memory, chain)? {
             if done.chains == 0 {
                 ring.disable_kicks(memory)?;
