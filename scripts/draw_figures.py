@@ -184,8 +184,10 @@ def nested() -> str:
             46,
             ("virbr0: bridge in the lab's own network namespace", "traffic endpoint on the host"),
         ),
+        Arrow(382, 83, 458, 83, both=False),
     ]
     extra = [
+        '<text class="note" x="420" y="74" text-anchor="middle">RAM</text>',
         '<text class="title" x="40" y="30">guest L1, source</text>',
         '<text class="title" x="460" y="30">guest L1, destination</text>',
     ]
