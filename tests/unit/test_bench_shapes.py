@@ -155,6 +155,12 @@ def test_missing_native_ends_are_an_error_that_says_how_they_are_built(
         Peers(0.1)
 
 
+def test_a_machine_with_one_processor_is_told_that_it_takes_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native.os, "sched_getaffinity", lambda _pid: {0, 5})
+    with pytest.raises(LabError, match=r"may not use 1; .*\[0, 5\] now"):
+        native.require_processors()
+
+
 def test_a_missing_testpmd_is_an_error_that_says_what_to_run(tmp_path: Path) -> None:
     with pytest.raises(MissingTool, match="no testpmd: run `vdpa-net lab build`"):
         Dpdk("peer", "net_null0", Image(tmp_path, "6.12"), tmp_path)

@@ -37,9 +37,9 @@ impl Reader {
         let method = match method {
             "read" => Method::Read,
             "readv" => Method::Readv,
-            "io_uring" => Method::IoUring(Box::new(
-                IoUring::new(BATCH).map_err(Error::system("io_uring"))?,
-            )),
+            "io_uring" => Method::IoUring(Box::new(IoUring::new(BATCH).map_err(Error::system(
+                "io_uring (is sysctl kernel.io_uring_disabled 0?)",
+            ))?)),
             other => {
                 return Err(Error::Usage(format!(
                     "--method {other}: expected read, readv or io_uring"

@@ -32,9 +32,9 @@ impl Method {
         match name {
             "write" => Ok(Self::Write),
             "writev" => Ok(Self::Writev),
-            "io_uring" => Ok(Self::IoUring(Box::new(
-                IoUring::new(BATCH).map_err(Error::system("io_uring"))?,
-            ))),
+            "io_uring" => Ok(Self::IoUring(Box::new(IoUring::new(BATCH).map_err(
+                Error::system("io_uring (is sysctl kernel.io_uring_disabled 0?)"),
+            )?))),
             other => Err(Error::Usage(format!(
                 "--method {other}: expected write, writev or io_uring"
             ))),

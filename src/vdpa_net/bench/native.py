@@ -31,6 +31,16 @@ def find() -> Path:
     raise MissingTool(f"{NAME} is not there; `make bench` in a checkout builds it, or set {VARIABLE}")
 
 
+def require_processors() -> None:
+    """Raises LabError where this process may not run on both processors of the bench."""
+    usable = os.sched_getaffinity(0)
+    if missing := {FRONT_END_CPU, DEVICE_CPU} - usable:
+        raise LabError(
+            f"the bench pins its ends to processors {FRONT_END_CPU} and {DEVICE_CPU}, and may not use "
+            f"{min(missing)}; run it where it may (taskset -p tells, {sorted(usable)} now)"
+        )
+
+
 class Peers:
     """Runs one sample at a time, of `seconds`, on the front end's processor."""
 

@@ -18,7 +18,7 @@ from vdpa_net.bench.case import Case, CaseResult, run_case
 from vdpa_net.bench.control import control_cases
 from vdpa_net.bench.guests import guest_cases
 from vdpa_net.bench.migrations import migration_cases
-from vdpa_net.bench.native import Peers
+from vdpa_net.bench.native import Peers, require_processors
 from vdpa_net.bench.report import Report
 from vdpa_net.bench.rings import ring_cases
 from vdpa_net.bench.tap_limits import Bare
@@ -75,6 +75,7 @@ def run_bench(options: BenchOptions, console: Console) -> Report:
     unknown = set(options.groups) - set(GROUPS)
     if unknown:
         raise OptionError(f"--group {min(unknown)}: expected one of {', '.join(GROUPS)}")
+    require_processors()
     machine = host.describe() | {"peers": host.peer_versions(image.require(options.cache).root)}
     enter_private_network()
     with tempfile.TemporaryDirectory(prefix="vdpa-net-bench-") as directory, shown_on(console) as progress:

@@ -2,25 +2,25 @@
 """The device on a tap, driven by DPDK's virtio_user, beside DPDK's vhost library with the same front end.
 
 testpmd sends (txonly), takes (rxonly), or sends each frame back that it takes (io). It polls, on the
-processor of the front end. It has no GSO of its own and does not share a log: these cases are the native
-front end's alone.
+processor of the front end. It makes no segments that are to be cut later on and does not share a log:
+sending these, and logging, is the native front end's alone.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from vdpa_net.bench.case import SUBJECT, Case, Goal, Take
 from vdpa_net.bench.contestants import Device, Dpdk
 from vdpa_net.bench.native import FRONT_END_CPU, Peers
-from vdpa_net.bench.shapes import BOTH, DIRECTIONS, LONG, MIDDLE, RX, SMALL, TX, Shape
-from vdpa_net.bench.tap_limits import Bare
-from vdpa_net.bench.taps import DPDK, OF_LIMIT, RING_SIZE
+from vdpa_net.bench.shapes import BOTH, DIRECTIONS, GSO_BYTES, LONG, MIDDLE, RX, SMALL, TX, Shape
+from vdpa_net.bench.tap_limits import BURST_SEGMENTS, Bare
+from vdpa_net.bench.taps import DPDK, DPDK_LONG, FLOWS, OF_LIMIT, OF_LIMIT_GSO, RING_SIZE
 from vdpa_net.bench.testpmd import Testpmd
 from vdpa_net.errors import LabError
 from vdpa_net.lab.image import Image
@@ -31,6 +31,10 @@ BURST_FRAMES = 32_768
 """Many, since their end is seen on the kernel's counters, 0.2 ms late."""
 QUEUE_FRAMES = 40_000
 WARM_UP_SECONDS = 0.1
+RX_SCATTER = 1 << 13
+"""RTE_ETH_RX_OFFLOAD_SCATTER: frames longer than a buffer come in several (VIRTIO_NET_F_MRG_RXBUF)."""
+RX_SEGMENTS = 1 << 2 | 1 << 3 | 1 << 4
+"""UDP_CKSUM, TCP_CKSUM and TCP_LRO, for which it asks for GUEST_CSUM and GUEST_TSO4."""
 MAC = "52:54:00:be:0c:77"
 
 
@@ -41,6 +45,20 @@ def user_shapes(*, quick: bool) -> Iterator[Shape]:
             yield Shape(direction, size)
         for size in (SMALL,) if quick else (SMALL, LONG):
             yield Shape(direction, size, packed=True)
+        yield Shape(direction, SMALL, pairs=2)
+    for packed in (False,) if quick else (False, True):
+        yield Shape(RX, GSO_BYTES, packed=packed)
+
+
+@dataclass(frozen=True)
+class Rings:
+    """What the rings of a front end are like."""
+
+    packed: bool
+    pairs: int
+
+
+RINGS = (Rings(False, 1), Rings(True, 1), Rings(False, 2))
 
 
 @dataclass
@@ -52,15 +70,23 @@ class Driven:
     front_end: Testpmd
     peers: Peers
 
-    def sample(self, shape: Shape) -> float:
-        """Millions of frames a second; of the shape BOTH those of both directions."""
+    def sample(self, shape: Shape, size_bytes: int = 0) -> float:
+        """In the unit of the shape, with frames of another size than its own if that is given.
+
+        Of BOTH the frames of both directions count.
+        """
+        sent = replace(shape, size_bytes=size_bytes or shape.size_bytes)
         with self.who.turn():
             self.front_end.go_on()
             try:
                 self.front_end.ask(f"set fwd {FORWARDING[shape.direction]}", "Set .* packet forwarding mode")
-                self.front_end.ask(f"set txpkts {shape.size_bytes}", "set txpkts")
+                self.front_end.ask(f"set txpkts {min(sent.size_bytes, LONG)}", "set txpkts")
                 self.front_end.ask("start", "forwards packets on")
-                value = self._sent() if shape.direction == TX else self._drained(shape)
+                value = (
+                    self._sent()
+                    if shape.direction == TX
+                    else shape.value(self._drained(sent), sent.size_bytes)
+                )
                 self.front_end.ask("stop", r"Done\.")
             finally:
                 self.front_end.pause()
@@ -79,7 +105,9 @@ class Driven:
             "tap-drain",
             tap=self.tap,
             bytes=shape.size_bytes,
-            frames=BURST_FRAMES,
+            gso=shape.is_gso,
+            frames=BURST_SEGMENTS if shape.is_gso else BURST_FRAMES,
+            flows=FLOWS if shape.pairs > 1 else 0,
             pid=self.who.pid,
             **{"front-end": self.front_end.pid},
         )
@@ -91,6 +119,14 @@ class Driven:
 
     def _statistic(self, name: str) -> int:
         return int(self.front_end.ask("show port stats 0", rf"{name}:\s+(\d+)")[1])
+
+
+@dataclass(frozen=True)
+class Match:
+    """Who is compared on rings of one kind."""
+
+    device: Driven
+    dpdk: Driven
 
 
 @contextmanager
@@ -106,26 +142,30 @@ def user_cases(
     """Transmit, receive and both, split and packed, with the bare tap as the limit."""
     with ExitStack() as stack:
 
-        def driven(who: Device | Dpdk, tap: str, *, packed: bool) -> Driven:
+        def driven(who: Device | Dpdk, tap: str, rings: Rings) -> Driven:
             stack.callback(who.close)
             network.set_up(tap, True)
             network.set_queue_length(tap, QUEUE_FRAMES)
-            front_end = _front_end(f"user-{tap}", who, image, directory, packed=packed)
+            front_end = _front_end(f"user-{tap}", who, image, directory, rings)
             stack.callback(front_end.close)
             return Driven(who, tap, front_end, bare.peers)
 
-        contestants: dict[tuple[str, bool], Driven] = {}
-        for packed in (False, True):
-            ours, theirs = (f"{name}{int(packed)}" for name in ("user", "userdpdk"))
-            device = Device(ours, f"tap,id=n,ifname={ours}", directory, ",packed=on", poll_us=poll_us)
-            contestants[SUBJECT, packed] = driven(device, ours, packed=packed)
-            dpdk = Dpdk(theirs, f"net_tap0,iface={theirs}", image, directory)
-            contestants[DPDK, packed] = driven(dpdk, theirs, packed=packed)
-        yield [_case(shape, bare, contestants) for shape in user_shapes(quick=quick)]
+        def match(number: int, rings: Rings) -> Match:
+            ours, theirs = f"user{number}", f"userdpdk{number}"
+            netdev = f"tap,id=n,ifname={ours},queues={rings.pairs}"
+            pinned = rings.pairs == 1
+            device = Device(ours, netdev, directory, ",packed=on,mq=on", pinned=pinned, poll_us=poll_us)
+            port = f"net_tap0,iface={theirs}"
+            # One core also for two pairs: a second one would fight with the front end, which polls, too.
+            dpdk = Dpdk(theirs, port, image, directory, queue_pairs=rings.pairs)
+            return Match(driven(device, ours, rings), driven(dpdk, theirs, rings))
+
+        matches = {rings: match(number, rings) for number, rings in enumerate(RINGS)}
+        yield [_case(shape, bare, matches) for shape in user_shapes(quick=quick)]
 
 
-def _front_end(name: str, who: Device | Dpdk, image: Image, directory: Path, *, packed: bool) -> Testpmd:
-    ring = f"queues=1,queue_size={RING_SIZE},packed_vq={int(packed)}"
+def _front_end(name: str, who: Device | Dpdk, image: Image, directory: Path, rings: Rings) -> Testpmd:
+    ring = f"queues={rings.pairs},queue_size={RING_SIZE},packed_vq={int(rings.packed)}"
     with who.turn() as socket:
         front_end = Testpmd(
             name,
@@ -134,22 +174,27 @@ def _front_end(name: str, who: Device | Dpdk, image: Image, directory: Path, *, 
             drivers=("net_virtio",),
             lcores=f"0@{FRONT_END_CPU},1@{FRONT_END_CPU}",
             eal=("--vdev", f"net_virtio_user0,path={socket},mac={MAC},{ring}"),
-            app=("--nb-cores=1", f"--txd={RING_SIZE}", f"--rxd={RING_SIZE}"),
+            app=(
+                *("--nb-cores=1", f"--txd={RING_SIZE}", f"--rxd={RING_SIZE}"),
+                *(f"--txq={rings.pairs}", f"--rxq={rings.pairs}"),
+                f"--rx-offloads={RX_SCATTER | (RX_SEGMENTS if isinstance(who, Device) else 0):#x}",
+            ),
             interactive=True,
         )
     front_end.pause()
     return front_end
 
 
-def _case(shape: Shape, bare: Bare, contestants: dict[tuple[str, bool], Driven]) -> Case:
+def _case(shape: Shape, bare: Bare, matches: Mapping[Rings, Match]) -> Case:
+    match = matches[Rings(shape.packed, shape.pairs)]
     limit, take_limit = bare.limit(shape)
-    takes: dict[str, Take] = {
-        SUBJECT: partial(contestants[SUBJECT, shape.packed].sample, shape),
-        limit: take_limit,
-        DPDK: partial(contestants[DPDK, shape.packed].sample, shape),
-    }
-    goals = [Goal(DPDK, at_least=1.0)]
-    if shape.direction in OF_LIMIT:
-        goals.append(Goal(limit, at_least=OF_LIMIT[shape.direction]))
+    dpdk = DPDK_LONG if shape.is_gso else DPDK
+    takes: dict[str, Take] = {SUBJECT: partial(match.device.sample, shape)}
+    goals = [Goal(dpdk, at_least=1.0)]
+    if shape.pairs == 1:
+        takes[limit] = take_limit
+        wanted = OF_LIMIT_GSO if shape.is_gso else OF_LIMIT.get(shape.direction)
+        goals += [Goal(limit, at_least=wanted)] if wanted else []
+    takes[dpdk] = partial(match.dpdk.sample, shape, LONG if shape.is_gso else 0)
     key = f"user-{shape.key.partition('-')[2]}"
     return Case(key, f"virtio_user, {shape.title}", shape.unit, takes, tuple(goals))
