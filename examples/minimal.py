@@ -24,6 +24,8 @@ class MyDevice(NetDevice):
 
 def main() -> None:
     """Serve until SIGTERM or Ctrl-C."""
+    if len(sys.argv) not in (2, 3):
+        sys.exit(__doc__)
     socket, *tap = sys.argv[1:]
     backend = Tap(tap[0]) if tap else Loopback()
     with MyDevice(backend, mac="52:54:00:12:34:56") as device:

@@ -103,6 +103,8 @@ def make_device() -> TemplateDevice:
 
 def main() -> None:
     """Serve until SIGTERM or Ctrl-C."""
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
     with make_device() as device:
         device.on_event(told)
         device.violations.listen(wrong)
