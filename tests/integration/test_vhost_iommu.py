@@ -208,6 +208,16 @@ def test_an_invalidation_under_traffic_is_answered_and_asked_for_anew(
     assert side.violations() == []
 
 
+def test_an_invalidation_of_size_zero_is_one_of_everything(guest: IommuGuest) -> None:
+    """2^64 bytes, an IOMMU's address mask + 1, as they fit into the message."""
+    guest.front_end.connect()
+    guest.run(30)
+    asked = guest.front_end.misses.count(guest.rings[TX].desc)
+    guest.front_end.invalidate(0, 0)
+    guest.run(30)
+    assert guest.front_end.misses.count(guest.rings[TX].desc) > asked
+
+
 def test_no_page_is_reached_by_a_stale_translation(guest: IommuGuest) -> None:
     guest.front_end.connect()
     guest.run(50)

@@ -78,8 +78,13 @@ class Iotlb:
         self._entries[iova] = Entry(iova, size, guest_address, permissions, region)
 
     def invalidate(self, iova: int, size: int) -> None:
-        """Give up every translation of these addresses, whole. On return the device does not use them."""
-        self._drop(list(self._overlapping(iova, min(iova + size, _ADDRESS_LIMIT))))
+        """Give up every translation of these addresses, whole. On return the device does not use them.
+
+        A size of 0 stands for all that is left: QEMU sends the address mask of an IOMMU's notification + 1,
+        which is too large for 64 bits where everything is invalidated.
+        """
+        end = min(iova + size, _ADDRESS_LIMIT) if size else _ADDRESS_LIMIT
+        self._drop(list(self._overlapping(iova, end)))
 
     def forget_region(self, region: MappedRegion) -> None:
         """Give up what leads to a region that goes away."""

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import mmap
 import os
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from vdpa_net.driver.device_maps import DmaTarget
 from vdpa_net.errors import ProtocolError, VdpaNetError
@@ -21,37 +21,35 @@ _ADDRESS_LIMIT = 1 << 64
 
 
 class MappedRegion:
-    """One region, with a descriptor of its own and a view of its memory that only reads."""
+    """One region, with a descriptor of its own.
+
+    It is read by system calls: a front end may shorten its file at any time, and a look at a map of what is
+    not there any more would end this process (SIGBUS).
+    """
 
     def __init__(self, region: MemoryRegion, fd: int) -> None:
-        """Raises ProtocolError for a region that can't be mapped."""
+        """Raises ProtocolError for a region that its file does not have."""
         _check_region(region)
-        self.region = region
-        self.fd = os.dup(fd)
-        self.times_added = 1
-        self._view: mmap.mmap | None = None
-        try:
-            size = os.fstat(self.fd).st_size
-            if region.mmap_offset + region.size > size:
-                raise ProtocolError(
-                    f"memory region of {region.size:#x} bytes at offset {region.mmap_offset:#x} of a file of "
-                    f"{size:#x} bytes"
-                )
-            self._view = mmap.mmap(self.fd, region.size, prot=mmap.PROT_READ, offset=region.mmap_offset)
-        except OSError as error:
-            os.close(self.fd)
+        size = os.fstat(fd).st_size
+        if region.mmap_offset + region.size > size:
             raise ProtocolError(
-                f"memory region at {region.guest_address:#x} can't be mapped: {error}"
-            ) from error
-        except BaseException:
-            os.close(self.fd)
-            raise
+                f"memory region of {region.size:#x} bytes at offset {region.mmap_offset:#x} of a file of "
+                f"{size:#x} bytes"
+            )
+        self.region = region
+        self.times_added = 1
+        self.fd = os.dup(fd)
 
     def read(self, address: int, size: int) -> bytes:
-        """Bytes at a guest address inside of the region."""
-        assert self._view is not None
-        start = address - self.region.guest_address
-        return self._view[start : start + size]
+        """Bytes at a guest address inside of the region. Raises ProtocolError if its file lacks them."""
+        offset = self.region.mmap_offset + address - self.region.guest_address
+        try:
+            data = os.pread(self.fd, size, offset)
+        except OSError as error:
+            raise ProtocolError(f"guest memory at {address:#x} can't be read: {error}") from error
+        if len(data) < size:
+            raise ProtocolError(f"guest memory at {address:#x}: its file has become too short")
+        return data
 
     def guest_address_of(self, user_address: int) -> int:
         """The guest address of a user address inside of the region."""
@@ -62,17 +60,17 @@ class MappedRegion:
         return self.region.mmap_offset + user_address - self.region.user_address
 
     def close(self) -> None:
-        """Give view and descriptor back."""
-        if self._view is not None:
-            self._view.close()
-            self._view = None
+        """Give the descriptor back."""
+        if self.fd >= 0:
             os.close(self.fd)
+            self.fd = -1
 
 
 class MemoryTable:
     """All regions. A change is made whole or not at all; what stays the same stays mapped meanwhile.
 
-    `on_close` is called with a region that goes away before its descriptor is given back.
+    `on_close` is called with a region that goes away before its descriptor is given back. `at_rest` keeps the
+    device from its memory while addresses that it may use change their place.
     """
 
     def __init__(self, maps: DmaTarget) -> None:
@@ -80,6 +78,7 @@ class MemoryTable:
         self._mapped: list[MappedRegion] = []
         self._direct = True
         self.on_close: Callable[[MappedRegion], None] = lambda _region: None
+        self.at_rest: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
     def _close(self, item: MappedRegion) -> None:
         self.on_close(item)
@@ -100,7 +99,8 @@ class MemoryTable:
                 if region not in kept:
                     fresh.append(MappedRegion(region, fd))
             dropped = [item for item in self._mapped if item.region not in kept]
-            self._swap(dropped, fresh)
+            with self.at_rest() if self._direct and _overlap(dropped, fresh) else contextlib.nullcontext():
+                self._swap(dropped, fresh)
         except BaseException:
             for item in fresh:
                 item.close()
@@ -216,6 +216,16 @@ class MemoryTable:
 
 def _identity(region: MemoryRegion) -> tuple[int, int, int]:
     return region.guest_address, region.user_address, region.size
+
+
+def _overlap(some: Sequence[MappedRegion], others: Sequence[MappedRegion]) -> bool:
+    """Whether a guest address is in a region of both."""
+    pairs = itertools.product((item.region for item in some), (item.region for item in others))
+    return any(
+        one.guest_address < other.guest_address + other.size
+        and other.guest_address < one.guest_address + one.size
+        for one, other in pairs
+    )
 
 
 def _same_file(item: MappedRegion, regions: Sequence[MemoryRegion], fds: Sequence[int]) -> bool:

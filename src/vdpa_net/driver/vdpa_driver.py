@@ -149,13 +149,13 @@ class VdpaDriver:
         areas = setup.guest_addresses or (setup.descriptor, setup.available, setup.used)
         record = QueueRecord(setup.index, setup.size, *areas)
         for name, value in (
-            ("queue_size", setup.size),
             ("queue_desc", setup.descriptor),
             ("queue_driver", setup.available),
             ("queue_device", setup.used),
         ):
             self._write(COMMON_CFG, self._function.common, name, value)
-        self._bind_vector(setup.index)
+        self._set(setup.index, "queue_size", setup.size)
+        self._set(setup.index, "queue_msix_vector", setup.index + 1)
         state = pack_ring_state(setup.last_avail_idx, setup.used_idx)
         self._write_lm(ring_state_name(setup.index), state)
         record.ring_state_before_enable = self._read_lm(ring_state_name(setup.index))
@@ -239,10 +239,12 @@ class VdpaDriver:
     def abandon(self) -> None:
         """Whatever the state: reset the device and forget everything. The reset is the log's barrier."""
         running, self._running = self._running, None
-        self.reset()
-        self.maps.log_to(None)
-        if running is not None and running.log is not None:
-            running.log.close()
+        try:
+            self.reset()
+        finally:
+            self.maps.log_to(None)
+            if running is not None and running.log is not None:
+                running.log.close()
 
     def reset(self) -> None:
         """Reset the device and wait until it says so (virtio 1.3, 4.1.4.3.2)."""
@@ -326,15 +328,13 @@ class VdpaDriver:
             running.pairs |= more
             self._write_lm(PAIRS, len(running.pairs))
 
-    def _bind_vector(self, queue: int) -> None:
-        vector = queue + 1
-        self._write(COMMON_CFG, self._function.common, "queue_msix_vector", vector)
-        got = self._read(COMMON_CFG, self._function.common, "queue_msix_vector")
-        if got != vector:
+    def _set(self, queue: int, name: str, value: int) -> None:
+        """Write what the device may refuse: it then keeps another size, or has no such vector (4.1.5.1)."""
+        self._write(COMMON_CFG, self._function.common, name, value)
+        got = self._read(COMMON_CFG, self._function.common, name)
+        if got != value:
             none = " (VIRTIO_MSI_NO_VECTOR)" if got == MSI_NO_VECTOR else ""
-            raise ProtocolError(
-                f"queue_msix_vector of queue {queue} reads {got:#x}{none}, {vector} was written"
-            )
+            raise ProtocolError(f"{name} of queue {queue} reads {got:#x}{none}, {value:#x} was written")
 
     def _disable(self, queue: int) -> None:
         self._select(queue)

@@ -92,6 +92,7 @@ class VhostBackend:
         self._rings = VhostRings(
             driver, self._iommu, 2 * self._queue_pairs, self._lock, self.complaints.append
         )
+        self._memory.at_rest = self._rings.at_rest
         self._rings.needs_enable = lambda: bool(self._features & F_PROTOCOL_FEATURES)
         self._rings.device_features = self._device_features
         self._rings.on_start = self._on_start

@@ -18,7 +18,7 @@ from vdpa_net.driver.front_log import FrontLog, PrivateLog, Translation
 from vdpa_net.driver.log_area import LogArea
 from vdpa_net.driver.timers import Timer
 from vdpa_net.driver.vdpa_driver import VdpaDriver
-from vdpa_net.driver.vring import close_fd
+from vdpa_net.driver.vring import close_fd, keep_eventfd
 
 PERIOD_S: Final = 0.02
 """How often marks are carried over and the front end is told of them while the log runs."""
@@ -74,8 +74,8 @@ class VhostLog:
 
     def set_fd(self, fd: int) -> None:
         """Signal this eventfd when the log was written."""
-        close_fd(self._fd)
-        self._fd = os.dup(fd)
+        before, self._fd = self._fd, keep_eventfd(fd)
+        close_fd(before)
         self._settle()
 
     def for_start(self, *, translated: bool) -> LogArea | None:

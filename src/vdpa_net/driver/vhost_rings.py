@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from vdpa_net.driver.discard import Discarder
@@ -24,7 +24,7 @@ from vdpa_net.driver.queue_setup import QueueSetup
 from vdpa_net.driver.timers import Timer
 from vdpa_net.driver.vdpa_driver import VdpaDriver
 from vdpa_net.driver.vhost_iommu import NotTranslated, VhostIommu
-from vdpa_net.driver.vring import Vring, close_fd
+from vdpa_net.driver.vring import Vring, close_fd, keep_eventfd
 from vdpa_net.errors import ProtocolError, VdpaNetError
 from vdpa_net.wire import virtio_pci
 from vdpa_net.wire.lm import initial_ring_state, pack_ring_state, unpack_ring_state
@@ -56,7 +56,7 @@ class VhostRings:
     ) -> None:
         self._driver = driver
         self._memory = memory
-        self._max_size = driver.max_queue_size(0)
+        self._max_sizes = [driver.max_queue_size(index) for index in range(count)]
         self._lock = lock
         self._complain = complain
         self._discarder = Discarder(driver.maps, count // 2)
@@ -71,12 +71,15 @@ class VhostRings:
         self.on_start: Callable[[], None] = lambda: None
 
     def set_num(self, index: int, num: int) -> None:
-        """Ring size up to the device's; that of a split ring is a power of two."""
-        limit = self._max_size
+        """Ring size up to that of the device's queue; that of a split ring is a power of two."""
+        vring = self._stopped_ring(index, "SET_VRING_NUM")
+        limit = self._max_sizes[index]
         if not 0 < num <= limit or (num & (num - 1) and not self._is_packed):
             kind = "1" if self._is_packed else "a power of two"
-            raise ProtocolError(f"SET_VRING_NUM: {num} descriptors, expected {kind} up to {limit}")
-        self._stopped_ring(index, "SET_VRING_NUM").num = num
+            raise ProtocolError(
+                f"SET_VRING_NUM: {num} descriptors for ring {index}, expected {kind} up to {limit}"
+            )
+        vring.num = num
 
     def set_addresses(self, addresses: VringAddresses) -> None:
         """Ring addresses. QEMU sends them again with the log flag; a running ring keeps the same ones."""
@@ -144,23 +147,26 @@ class VhostRings:
     def set_call(self, index: int, fd: int | None) -> None:
         """The guest's interrupt; None: the guest polls."""
         vring = self._ring(index)
-        before, vring.call = vring.call, None if fd is None else os.dup(fd)
-        self._driver.bind_call(index, vring.call)
-        self._discarder.bind_call(index, vring.call)
+        call = None if fd is None else keep_eventfd(fd)
+        try:
+            self._driver.bind_call(index, call)
+        except BaseException:
+            close_fd(call)
+            raise
+        before, vring.call = vring.call, call
+        self._discarder.bind_call(index, call)
         close_fd(before)
         if vring.call is not None and self._is_served(vring):
             # QEMU sends the kick, which starts a ring, before the call, and clears the call of before: an
             # interrupt in between, that of a restored start first of all, would be lost for good.
             with contextlib.suppress(OSError):
-                # A front end that has filled the counter must not stop us.
-                os.set_blocking(vring.call, False)
                 os.eventfd_write(vring.call, 1)
 
     def set_err(self, index: int, fd: int | None) -> None:
         """Where to tell of a broken ring."""
         vring = self._ring(index)
-        close_fd(vring.err)
-        vring.err = None if fd is None else os.dup(fd)
+        before, vring.err = vring.err, None if fd is None else keep_eventfd(fd)
+        close_fd(before)
 
     def set_enable(self, index: int, enable: bool) -> None:
         """Serve the ring or not. One that is not served any more is drained first."""
@@ -169,7 +175,7 @@ class VhostRings:
         if not enable and self.needs_enable() and self._driver.is_enabled(index):
             self._stop(vring)
             if vring.is_transmit and vring.is_started:
-                self._discard_later[index] = Timer(GRACE_S, self._lock, lambda: self._discard(vring))
+                self._discard_soon(vring)
         self.settle()
 
     def signal_errors(self) -> None:
@@ -191,6 +197,23 @@ class VhostRings:
         elif ready and (all_described or _has_a_pair(ready)):
             self._start(ready)
 
+    @contextlib.contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """No ring is served meanwhile; each goes on where it stood."""
+        served = [vring.index for vring in self._vrings if self._driver.is_enabled(vring.index)]
+        discarded = [vring for vring in self._vrings if self._discarder.has(vring.index)]
+        try:
+            for vring in discarded:
+                self._stop(vring)
+            for index in served:
+                self._driver.stop_queue(index)
+            yield
+        finally:
+            for index in served:
+                self._driver.resume_queue(index)
+            for vring in discarded:
+                self._discard_soon(vring)
+
     def stop_all(self) -> None:
         """A device reset: every ring stops, and the device with them. Raises what the device does."""
         if self._driver.is_running:
@@ -208,9 +231,16 @@ class VhostRings:
 
     def forget(self) -> None:
         """The front end is gone: forget everything. Never raises."""
-        # A device that is gone, too, needs no stop and has no eventfds.
-        with contextlib.suppress(VdpaNetError):
+        try:
             self.stop_all()
+        except VdpaNetError:
+            # One that does not stop as it should is reset; one that is gone, too, needs nothing.
+            with contextlib.suppress(VdpaNetError):
+                self._driver.abandon()
+        for timer in self._discard_later.values():
+            timer.cancel()
+        self._discard_later.clear()
+        self._discarder.close()
         while self._old_kicks:
             with contextlib.suppress(VdpaNetError):
                 self._unbind_kick(*self._old_kicks.pop())
@@ -262,6 +292,9 @@ class VhostRings:
         self._stop(vring)
         self._driver.start_queue(self._setup(vring))
         self._driver.bind_kick(vring.index, vring.kick)
+
+    def _discard_soon(self, vring: Vring) -> None:
+        self._discard_later[vring.index] = Timer(GRACE_S, self._lock, lambda: self._discard(vring))
 
     def _discard(self, vring: Vring) -> None:
         del self._discard_later[vring.index]

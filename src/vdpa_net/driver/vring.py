@@ -62,6 +62,20 @@ class Vring:
         self.kick = self.call = self.err = None
 
 
+def keep_eventfd(fd: int) -> int:
+    """A descriptor of our own to signal. Raises OSError.
+
+    It never blocks: a front end may have filled its counter, and we would wait with the back end's lock held.
+    """
+    kept = os.dup(fd)
+    try:
+        os.set_blocking(kept, False)
+    except OSError:
+        os.close(kept)
+        raise
+    return kept
+
+
 def close_fd(fd: int | None) -> None:
     """Close a descriptor, if it is one."""
     if fd is not None:

@@ -15,6 +15,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -27,6 +28,8 @@ MAX_FDS_PER_MESSAGE = 253
 _FD_BYTES = struct.calcsize("i")
 _ANCILLARY_BYTES = socket.CMSG_SPACE(MAX_FDS_PER_MESSAGE * _FD_BYTES)
 _BACKLOG = 16
+_TRANSIENT = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+_RETRY_S = 0.1
 
 _MAX_PATH_BYTES = 107
 """sun_path without its terminating zero (unix(7))."""
@@ -175,8 +178,11 @@ class Listener:
                 return FdSocket(self._sock.accept()[0])
             except ConnectionAbortedError:
                 continue
-            except OSError:
-                return None
+            except OSError as error:
+                if error.errno not in _TRANSIENT:
+                    return None
+                # Nothing tells when there are descriptors again; the connection waits in the backlog.
+                time.sleep(_RETRY_S)
 
     def shutdown(self) -> None:
         """Refuse further connections and let a blocked `accept` return None."""

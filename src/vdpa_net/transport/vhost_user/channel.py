@@ -8,6 +8,7 @@ requests are queued, one thread sends them and another takes the replies.
 from __future__ import annotations
 
 import contextlib
+import os
 import queue
 import socket
 import threading
@@ -42,12 +43,12 @@ class _Outgoing:
 class BackendChannel:
     """Owns a descriptor of the channel. `reply_ack`: the front end answers requests that ask for it.
 
-    Raises OSError for what is no socket.
+    Raises ProtocolError for what is no Unix stream socket.
     """
 
     def __init__(self, fd: int, *, reply_ack: bool) -> None:
         """Takes a duplicate of `fd`."""
-        self._socket = FdSocket(socket.socket(fileno=socket.dup(fd)))
+        self._socket = FdSocket(_unix_stream(fd))
         self._reply_ack = reply_ack
         self._outgoing: queue.SimpleQueue[_Outgoing | None] = queue.SimpleQueue()
         self._waiting: deque[_Outgoing] = deque()
@@ -105,3 +106,20 @@ class BackendChannel:
         if flags & VERSION_MASK != VERSION or not flags & FLAG_REPLY or size != U64.size:
             raise ProtocolError(f"reply on the back-end channel with flags {flags:#x} and {size} bytes")
         return U64.unpack(self._socket.recv_exact(size))["value"] == 0
+
+
+def _unix_stream(fd: int) -> socket.socket:
+    """A socket of our own on the same channel. Of other kinds some can't be shut down: who waits for one of
+    those could never be called off."""
+    ours = os.dup(fd)
+    try:
+        made = socket.socket(fileno=ours)
+    except OSError as error:
+        os.close(ours)
+        raise ProtocolError(f"SET_BACKEND_REQ_FD: the descriptor is no socket: {error}") from error
+    if (made.family, made.type) != (socket.AF_UNIX, socket.SOCK_STREAM):
+        made.close()
+        raise ProtocolError(
+            f"SET_BACKEND_REQ_FD: {made.family!r}, {made.type!r}: expected a Unix stream socket"
+        )
+    return made
