@@ -19,7 +19,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("--quick", action="store_true", help="fewer and shorter samples: a few minutes")
     parser.add_argument(
-        "--group", action="append", default=[], metavar="NAME", help="only this group of cases (repeatable)"
+        "--group",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="only this group of cases: tap, user, ring, control, guest or migration; may be repeated",
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose key has this in it")
     parser.add_argument("--rounds", type=whole_number(1), metavar="N", help="samples of each contestant")

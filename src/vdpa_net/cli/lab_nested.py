@@ -9,11 +9,9 @@ from vdpa_net.cli import options
 from vdpa_net.cli.parser import whole_number
 
 MIN_MEMORY_MIB = 128
-DETAILS = (
-    "Two level-1 guests on one bridge, each with a served device behind a vIOMMU; in each a vDPA driver on "
-    "the kernel's VFIO and a QEMU with the level-2 guest, which migrates over the manager network "
-    "(docs/nested.md)."
-)
+DETAILS = """\
+Two level-1 guests on one bridge, each with a served device behind a vIOMMU. In each run a vDPA driver on the
+kernel's VFIO and a QEMU with the level-2 guest, which migrates over the manager network (docs/nested.md)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--rate",
         type=whole_number(1),
         metavar="PPS",
-        help="packets/s per direction, by the guest's clock (100, with --iommu 10)",
+        help="packets/s per direction, by the guest's clock (default: 100, with --iommu 10)",
     )
     options.add_run(parser, min_memory_mib=MIN_MEMORY_MIB)
     parser.set_defaults(memory=MIN_MEMORY_MIB)

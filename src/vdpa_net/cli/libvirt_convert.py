@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 DETAILS = """\
-It writes, besides each other:
+It writes into one directory:
   NAME.xml                 the domain: vfio-user-pci, shared memory, a vIOMMU that tells the device of maps
   NAME-ID.sh               per device, the `vdpa-net serve` command
   vdpa-net-NAME-ID.service per device, a systemd unit for it
@@ -20,7 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument("domain", type=Path, metavar="IN.xml", help="the domain, as `virsh dumpxml` shows it")
     parser.add_argument(
-        "--output", type=Path, default=Path("converted"), metavar="DIR", help="where to write"
+        "--output",
+        type=Path,
+        default=Path("converted"),
+        metavar="DIR",
+        help="where to write (default: converted)",
     )
     parser.add_argument("--user", default="libvirt-qemu", metavar="USER", help="whom libvirt's QEMU runs as")
 

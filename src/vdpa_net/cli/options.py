@@ -210,7 +210,10 @@ def vhost_socket(arguments: argparse.Namespace) -> VhostSocket:
 def add_control(parser: argparse.ArgumentParser) -> None:
     """`--control`."""
     parser.add_argument(
-        "--control", type=Path, metavar="PATH", help="Unix socket that answers questions in JSON"
+        "--control",
+        type=Path,
+        metavar="PATH",
+        help="Unix socket for `vdpa-net inspect`, and for programs that ask in JSON (docs/lab.md)",
     )
 
 
@@ -232,7 +235,11 @@ def add_machine(parser: argparse.ArgumentParser, *, min_memory_mib: int) -> None
     """`--qemu`, `--accel`, `--memory`, `--logs`: which virtual machine, and where its evidence goes."""
     from vdpa_net.cli.parser import whole_number  # noqa: PLC0415
 
-    parser.add_argument("--qemu", metavar="QEMU", help="host, image or a path")
+    parser.add_argument(
+        "--qemu",
+        metavar="QEMU",
+        help="host, image or a path (default: the host's, or the lab image's if that is too old or missing)",
+    )
     parser.add_argument(
         "--accel", choices=ACCELERATORS, default="auto", help="what runs the guest's instructions"
     )

@@ -46,7 +46,7 @@ class _Help(argparse.RawDescriptionHelpFormatter):
         super().__init__(prog, max_help_position=26, width=_columns() - 2)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        told = type(action.default) in (int, str) and action.default != argparse.SUPPRESS
+        told = type(action.default) in (int, str) and action.default not in ("", argparse.SUPPRESS)
         return f"{action.help} (default: %(default)s)" if told and action.option_strings else action.help
 
 

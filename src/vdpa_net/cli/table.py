@@ -47,7 +47,8 @@ COMMANDS = Group(
             "serve", "Offer a device on a vfio-user socket, for QEMU 10.1 or newer, until SIGTERM or Ctrl-C."
         ),
         "driver": Command(
-            "driver", "Drive a device behind a vfio-user socket and offer it on a vhost-user socket."
+            "driver",
+            "Drive a device (vfio-user:PATH or vfio:ADDRESS) and offer it on a vhost-user socket.",
         ),
         "vhost": Command("vhost", "Device and vDPA driver in one process, offered on a vhost-user socket."),
         "inspect": Command(
@@ -55,15 +56,15 @@ COMMANDS = Group(
         ),
         "log-test": Command(
             "log_test",
-            "The verdict without virtual machines: two devices, a front end double, no root, about a second.",
+            "The verdict without virtual machines: no root, no QEMU, about a second.",
         ),
         "migrate": Command(
             "migrate",
-            "Migrate a guest under traffic between two devices on one bridge; a verdict on its data.",
+            "Migrate a guest under traffic between two devices, and judge what was lost.",
         ),
         "bench": Command("bench", "Measure the device beside its peers and its limits, in one run."),
         "libvirt": Group(
-            "Domains of libvirt.",
+            "Domains of libvirt with vdpa=on.",
             {
                 "convert": Command(
                     "libvirt_convert",
@@ -82,7 +83,7 @@ COMMANDS = Group(
                 ),
                 "nested": Command(
                     "lab_nested",
-                    "Migrate a guest of a guest between two level-1 guests; a verdict on its data.",
+                    "Migrate a guest of a guest between two level-1 guests, and judge what was lost.",
                 ),
             },
         ),
