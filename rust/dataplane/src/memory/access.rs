@@ -6,6 +6,7 @@ use std::ptr::NonNull;
 
 use parking_lot::RwLockReadGuard;
 
+use super::deferred::NO_PAGE;
 use super::fault::Subject;
 use super::intervals::Interval;
 use super::log::{BatchCounts, LogState};
@@ -76,6 +77,8 @@ pub struct Memory<'a> {
     log_span: Cell<Span>,
     counts: BatchCounts,
     missed: Cell<Option<Miss>>,
+    /// The page of used elements whose mark is due ([`super::deferred`]).
+    pub(super) deferred: Cell<u64>,
     pub(super) iovecs: Cell<Vec<libc::iovec>>,
 }
 
@@ -89,6 +92,7 @@ impl<'a> Memory<'a> {
             log_span: Cell::new(Span::NONE),
             counts: BatchCounts::default(),
             missed: Cell::new(None),
+            deferred: Cell::new(NO_PAGE),
             iovecs: Cell::default(),
         }
     }
@@ -339,6 +343,7 @@ impl Memory<'_> {
 
 impl Drop for Memory<'_> {
     fn drop(&mut self) {
+        self.make_deferred_mark();
         self.space.end_of_batch(&self.counts);
     }
 }

@@ -14,9 +14,11 @@ impl Memory<'_> {
         Ok(u16::from_le(self.word(iova, false)?.load_u16()))
     }
 
-    /// Write a little-endian 16-bit word of a ring, atomically; release; then mark. Its address must be even.
+    /// Write a little-endian 16-bit word of a ring, atomically; release; then mark. Its address must be even. The marks
+    /// of all stores before it are made before it.
     #[inline]
     pub fn store_u16(&self, iova: u64, value: u16) -> Result<()> {
+        self.make_deferred_mark();
         self.word(iova, true)?.store_u16(value.to_le());
         self.mark_as(Subject::Ring, Range { iova, len: 2 });
         Ok(())
@@ -48,14 +50,15 @@ impl Memory<'_> {
         }
     }
 
-    /// Write an entry of a ring that is two little-endian 32-bit words, all of it or nothing; then mark.
+    /// Write an entry of a ring that is two little-endian 32-bit words, all of it or nothing. It is for the reader of the
+    /// next word that is stored: before that, or when the batch ends, it is marked.
     #[inline(always)]
     pub fn write_pair(&self, iova: u64, pair: [u32; 2]) -> Result<()> {
         let range = Range { iova, len: 8 };
         match self.piece(range, true) {
             Some(bytes) if bytes.len() == 8 && iova % 4 == 0 => {
                 bytes.store_pair(pair.map(u32::to_le));
-                self.mark_as(Subject::Ring, range);
+                self.mark_later(range);
                 Ok(())
             }
             _ => self.write_pair_in_pieces(iova, pair),

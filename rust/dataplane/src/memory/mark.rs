@@ -35,7 +35,18 @@ impl Memory<'_> {
             self.record_write(subject, range);
         }
         let last_page = range.iova.saturating_add(range.len - 1) >> PAGE_SHIFT;
-        let mut page = range.iova >> PAGE_SHIFT;
+        self.mark_pages(log, subject, range.iova >> PAGE_SHIFT, last_page);
+    }
+
+    /// Mark these pages, the last one included.
+    pub(super) fn mark_pages(
+        &self,
+        log: &ActiveLog,
+        subject: Subject,
+        first_page: u64,
+        last_page: u64,
+    ) {
+        let mut page = first_page;
         while page <= last_page {
             let byte = page / 8;
             if byte >= log.size_bytes() {

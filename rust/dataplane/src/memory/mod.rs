@@ -5,7 +5,7 @@
 //! No pointer leaves this module, so an unmarked store can't be expressed outside of it.
 //!
 //! ```text
-//!   DmaSpace --lock()--> Memory (one batch) --> access.rs, entries.rs, compose.rs, io.rs (stores); burst.rs (loads) --> mark.rs (bits)
+//!   DmaSpace --lock()--> Memory (one batch) --> access.rs, entries.rs, compose.rs, io.rs (stores); burst.rs (loads) --> mark.rs, deferred.rs (bits)
 //!      |                    |                        |
 //!      | RwLock             | span cache             +--> raw.rs (words and copies that others race with)
 //!      v                    v
@@ -25,6 +25,7 @@
 mod access;
 mod burst;
 mod compose;
+mod deferred;
 mod entries;
 mod fault;
 mod file;
