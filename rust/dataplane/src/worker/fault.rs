@@ -108,12 +108,15 @@ impl QueueFaults {
             ring,
             faults,
             has_skipped_scan: false,
+            has_asked_for_kicks: false,
         }))
     }
 
-    /// The driver kicked: one that is not lost makes the queue be looked at again.
-    pub(super) fn kicked(&self) {
-        if self.is_deaf.load(Ordering::Relaxed) && !self.kicks.take() {
+    /// The driver kicked `count` times since the worker looked last: one that is not lost makes the queue be looked at
+    /// again.
+    pub(super) fn kicked(&self, count: u64) {
+        let is_heard = || (0..count).any(|_| !self.kicks.take());
+        if self.is_deaf.load(Ordering::Relaxed) && is_heard() {
             self.is_deaf.store(false, Ordering::Relaxed);
         }
     }
@@ -137,6 +140,7 @@ struct FaultyRing {
     ring: AnyRing,
     faults: Arc<QueueFaults>,
     has_skipped_scan: bool,
+    has_asked_for_kicks: bool,
 }
 
 impl FaultyRing {
@@ -192,6 +196,11 @@ impl Ring for FaultyRing {
 
     fn enable_kicks(&mut self, memory: &Memory<'_>) -> RingResult<bool> {
         if self.is_deaf(memory)? {
+            // Once, as a device does that finds nothing: what the one before it has left in memory depends on whether
+            // it slept when it was stopped.
+            if !std::mem::replace(&mut self.has_asked_for_kicks, true) {
+                self.ring.enable_kicks(memory)?;
+            }
             return Ok(false);
         }
         self.ring.enable_kicks(memory)

@@ -73,9 +73,7 @@ impl Queue {
     /// The driver kicked `count` times.
     pub(super) fn kicked(&self, count: u64) {
         self.counters.kicked(count);
-        if count > 0 {
-            self.faults.kicked();
-        }
+        self.faults.kicked(count);
     }
 
     pub(crate) fn record(&self, violation: Violation) {
