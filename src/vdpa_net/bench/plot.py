@@ -136,7 +136,7 @@ def _figure(pyplot: Any, name: str, conditions: str, cases: list[tuple[str, list
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     figure.text(0.012, 1 - 0.24 / height, f"vdpa-net bench: {name}", fontsize=12, weight="bold")
-    figure.text(0.012, 1 - 0.44 / height, conditions, fontsize=7.5, color=FAINT)
+    figure.text(0.012, 1 - 0.44 / height, conditions, fontsize=6.5, color=FAINT)
     return figure
 
 

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from vdpa_net.bench import host
 from vdpa_net.bench.case import CaseResult
+from vdpa_net.device.options import DEFAULT_POLL_US
 from vdpa_net.errors import OptionError
 
 SCHEMA = 2
@@ -66,8 +67,9 @@ class Report:
     @property
     def conditions(self) -> str:
         """The machine and how was measured, in one line."""
-        polling = "" if self.poll_us is None else f", polling {self.poll_us} us after work"
-        return f"{host.words(self.host)}; {self.rounds} rounds of {self.seconds:g} s{polling}"
+        poll_us = DEFAULT_POLL_US if self.poll_us is None else self.poll_us
+        samples = f"{self.rounds} rounds of {self.seconds:g} s"
+        return f"{host.words(self.host)}; {samples}, the device polls up to {poll_us} us after work"
 
     def table(self) -> Table:
         """Ratios first; absolute figures are for information."""

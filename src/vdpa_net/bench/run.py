@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from vdpa_net.bench import host
+from vdpa_net.bench import GROUPS, host
 from vdpa_net.bench.case import Case, CaseResult, run_case
 from vdpa_net.bench.control import control_cases
 from vdpa_net.bench.guests import guest_cases
@@ -61,9 +61,6 @@ class BenchOptions:
     def seconds(self) -> float:
         """Length of a sample."""
         return (self.sample_ms or (250 if self.quick else 500)) / 1000
-
-
-GROUPS = ("tap", "user", "ring", "control", "guest", "migration")
 
 
 def run_bench(options: BenchOptions, console: Console) -> Report:

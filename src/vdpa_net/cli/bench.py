@@ -6,6 +6,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from vdpa_net.bench import GROUPS
 from vdpa_net.cli import options
 from vdpa_net.cli.parser import whole_number
 
@@ -22,8 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--group",
         action="append",
         default=[],
+        choices=GROUPS,
         metavar="NAME",
-        help="only this group of cases: tap, user, ring, control, guest or migration; may be repeated",
+        help=f"only this group of cases, repeatable: {', '.join(GROUPS)}",
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose key has this in it")
     parser.add_argument("--rounds", type=whole_number(1), metavar="N", help="samples of each contestant")
