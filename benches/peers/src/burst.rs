@@ -14,7 +14,7 @@ use crate::frozen::Frozen;
 /// How long a device may let us wait without a frame: for its link, or because the machine is busy.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// After so long without a frame those that a lossy device has not brought are taken for lost.
-const LOST_AFTER: Duration = Duration::from_millis(50);
+const LOST_AFTER: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_micros(20);
 
 /// What is timed.
@@ -56,6 +56,10 @@ impl Burst {
             let filled = flood.fill(self.frames);
             let started = Instant::now();
             frozen.thaw();
+            if filled == 0 {
+                self.settle(queues)?;
+                continue;
+            }
             let emptied = self.empty(queues, filled, started)?;
             emptying += emptied.elapsed;
             frames += emptied.frames;
@@ -109,6 +113,22 @@ impl Burst {
             frames: wanted - to_come,
             elapsed: last - started,
         })
+    }
+
+    /// A device that seemed to have lost frames was late, and its tap is full of them: take some.
+    fn settle(&self, queues: &mut [Queue]) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        while receiving(queues).map(Queue::turn).sum::<u16>() == 0 {
+            if Instant::now() > deadline {
+                return Err(Error::Peer(format!(
+                    "{} is full, and no frame comes out of it",
+                    self.interface
+                )));
+            }
+            std::thread::sleep(PAUSE);
+        }
+        std::thread::sleep(LOST_AFTER);
+        Ok(())
     }
 
     /// A device plugs its cable in when its queues are on, which it does after we have asked for it, and what is sent
