@@ -139,3 +139,6 @@ def test_command_writes_domain_command_and_unit(
     assert {path.name for path in target.iterdir()} == names
     printed = capsys.readouterr().out
     assert all(name in printed for name in names)
+    _, *_, made, served = (target / "L1-src-net1.sh").read_text().splitlines()
+    assert made == "mkdir -p /run/vdpa-net"
+    assert served.startswith("exec vdpa-net serve --socket /run/vdpa-net/")

@@ -14,6 +14,13 @@ It writes into one directory:
   NAME-ID.sh               per device, the `vdpa-net serve` command
   vdpa-net-NAME-ID.service per device, a systemd unit for it
 """
+SCRIPT = """\
+#!/bin/sh
+# QEMU, which runs as {user}, has to be able to open the socket, and the tap needs CAP_NET_ADMIN:
+# the systemd unit beside this file sees to both.
+mkdir -p {directory}
+exec {command}
+"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +46,11 @@ def run(arguments: argparse.Namespace) -> int:
     files = {f"{converted.name}.xml": converted.xml}
     executable = shutil.which("vdpa-net") or "/usr/bin/vdpa-net"
     for device in converted.devices:
-        files[f"{device.name}.sh"] = f"#!/bin/sh\nexec {shlex.join(device.command())}\n"
+        files[f"{device.name}.sh"] = SCRIPT.format(
+            user=arguments.user,
+            directory=shlex.quote(str(Path(device.socket).parent)),
+            command=shlex.join(device.command()),
+        )
         files[f"vdpa-net-{device.name}.service"] = device.unit(executable, arguments.user)
     for name, text in files.items():
         (directory / name).write_text(text)
