@@ -95,6 +95,7 @@ def make_device() -> TemplateDevice:
         tx_queue_size=256,
         mq=False,  # offer VIRTIO_NET_F_MQ, with as many queue pairs as the back end has
         poll_us=None,  # microseconds for which the workers poll after work; None: 20, 0: not at all
+        coalesce_us=None,  # microseconds for which packets of a stream wait; None: 150, 0: none does
         vectors=None,  # MSI-X vectors; None: one for the configuration and one for each queue
         disabled_features=frozenset({"host_ecn"}),  # by QEMU's property names
         enabled_features=frozenset(),  # those that are off by default

@@ -258,7 +258,10 @@ class DataPlane:
         queue runs."""
 
     def set_poll_us(self, poll_us: int) -> None:
-        """Poll rings and back end for so many microseconds after work, then sleep; at first 20."""
+        """Poll rings and back end for so many microseconds after work at most, then sleep; at first 20."""
+
+    def set_coalesce_us(self, coalesce_us: int) -> None:
+        """Let packets of a stream wait for so many microseconds at most; at first 150."""
 
     def set_active_pairs(self, count: int) -> None:
         """Only the first `count` pairs receive from now on (at first: all). On return nothing is received on

@@ -75,8 +75,8 @@ class NicDevice(Record):
 
     `host_mtu` 0 is none. `disabled_features` are the property names of the features that are switched off,
     `enabled_features` of those that QEMU has off and that are switched on. `vmm_side` are properties for the
-    VMM that attaches the device. `profile` and `poll_us` are no properties of QEMU's, so they come from
-    options of their own.
+    VMM that attaches the device. `profile`, `poll_us` and `coalesce_us` are no properties of QEMU's, so
+    they come from options of their own.
     """
 
     netdev: str = ""
@@ -97,6 +97,7 @@ class NicDevice(Record):
     vmm_side: Mapping[str, object] = MappingProxyType({})
     profile: str | Profile = "vdpa"
     poll_us: int | None = None
+    coalesce_us: int | None = None
 
 
 class VhostSocket(Record):

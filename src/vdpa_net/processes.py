@@ -137,6 +137,7 @@ def make_device(device: NicDevice, backend: Backend) -> NetDevice:
         vectors=device.vectors,
         mq=device.mq,
         poll_us=device.poll_us,
+        coalesce_us=device.coalesce_us,
         disabled_features=device.disabled_features | ({"mtu"} if device.host_mtu == 0 else set()),
         enabled_features=device.enabled_features,
     )

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Polling after work: how long the workers look at rings and back end before they sleep."""
+"""Waiting for packets: how long workers poll before they sleep, and how long they let a stream collect."""
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
-from vdpa_net.device.options import DEFAULT_POLL_US, MAX_POLL_US
+from vdpa_net.device.options import DEFAULT_COALESCE_US, DEFAULT_POLL_US, MAX_COALESCE_US, MAX_POLL_US
 from vdpa_net.errors import OptionError, StateError
 from vdpa_net.testing.frames import FrameMint
 from vdpa_net.testing.guest_cpu import TX
@@ -13,6 +15,7 @@ from vdpa_net.testing.guest_driver import PACKED, WANTED
 from vdpa_net.testing.loopback_guest import LoopbackGuest
 
 ATTEMPTS = 20
+STREAM_FRAMES = 200
 
 
 def arrives_without_kick(guest: LoopbackGuest, first: bytes, second: bytes) -> bool:
@@ -47,11 +50,43 @@ def test_while_it_polls_a_device_needs_no_kick(features: int) -> None:
         assert any(arrives_without_kick(guest, next(frames), next(frames)) for _ in range(ATTEMPTS))
 
 
-@pytest.mark.parametrize("poll_us", [0, 1, 1000])
-def test_nothing_is_lost_however_long_a_device_polls(poll_us: int) -> None:
+def kicks_so_far(guest: LoopbackGuest) -> int:
+    return guest.device.snapshot()["queues"][TX]["counters"]["kicks"]  # type: ignore[index, no-any-return]
+
+
+def kicks_of_a_stream(guest: LoopbackGuest, mint: FrameMint) -> int:
+    """Send frames one by one, at a pace of their own; how many of them were kicked for."""
+    before = kicks_so_far(guest)
+    queues, arrived = guest.driver.net[0], []
+    frames = [mint.frame(seq, 200) for seq in range(STREAM_FRAMES)]
+    for frame in frames:
+        assert guest.driver.send([frame]) == 1
+        time.sleep(0.0005)
+        arrived += queues.receive()
+        for used in guest.driver.rings[TX].reap():
+            queues.take_transmit(used)
+    assert arrived + guest.driver.receive(STREAM_FRAMES - len(arrived)) == frames
+    guest.driver.finish_transmit()
+    return kicks_so_far(guest) - before
+
+
+@pytest.mark.parametrize("features", [WANTED, WANTED | PACKED], ids=["split", "packed"])
+def test_few_packets_of_a_stream_need_a_kick(features: int) -> None:
+    with LoopbackGuest(features=features) as guest:
+        guest.device.poll_us = 0
+        guest.device.coalesce_us = MAX_COALESCE_US
+        guest.start()
+        # On a machine that falters the pace looks as if it had suffered.
+        streams = (kicks_of_a_stream(guest, FrameMint(attempt)) for attempt in range(ATTEMPTS))
+        assert any(kicks < STREAM_FRAMES / 3 for kicks in streams)
+
+
+@pytest.mark.parametrize(("poll_us", "coalesce_us"), [(0, 150), (1, 0), (1000, 150), (0, 10_000)])
+def test_nothing_is_lost_however_long_a_device_polls_or_collects(poll_us: int, coalesce_us: int) -> None:
     mint = FrameMint(poll_us)
     with LoopbackGuest(queue_size=16) as guest:
         guest.device.poll_us = poll_us
+        guest.device.coalesce_us = coalesce_us
         guest.start()
         for turn in range(50):
             frames = [mint.frame(3 * turn + part, 300) for part in range(3)]
@@ -61,9 +96,12 @@ def test_nothing_is_lost_however_long_a_device_polls(poll_us: int) -> None:
         assert guest.device.violations.entries == []
 
 
-def test_time_to_poll_is_a_property_that_is_checked() -> None:
+def test_times_to_poll_and_to_collect_are_properties_that_are_checked() -> None:
     with LoopbackGuest() as guest:
         assert guest.device.poll_us == DEFAULT_POLL_US
+        assert guest.device.coalesce_us == DEFAULT_COALESCE_US
+        with pytest.raises(OptionError, match=f"coalesce_us takes 0 to {MAX_COALESCE_US}"):
+            guest.device.coalesce_us = MAX_COALESCE_US + 1
         for impossible in (-1, MAX_POLL_US + 1):
             with pytest.raises(OptionError, match=f"poll_us takes 0 to {MAX_POLL_US}"):
                 guest.device.poll_us = impossible

@@ -197,6 +197,9 @@ class FakePlane:
     def set_poll_us(self, poll_us: int) -> None:
         self.poll_us = poll_us
 
+    def set_coalesce_us(self, coalesce_us: int) -> None:
+        self.coalesce_us = coalesce_us
+
     def set_active_pairs(self, count: int) -> None:
         self.calls.append(("active", count))
 

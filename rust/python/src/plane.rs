@@ -179,6 +179,10 @@ impl DataPlane {
         self.plane.set_poll_us(poll_us);
     }
 
+    fn set_coalesce_us(&self, coalesce_us: u32) {
+        self.plane.set_coalesce_us(coalesce_us);
+    }
+
     fn set_active_pairs(&self, py: Python<'_>, count: u16) -> PyResult<()> {
         self.detached(py, |plane| plane.set_active_pairs(count))
     }

@@ -92,6 +92,7 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     )
     add_profile(parser, default="vdpa")
     add_poll_us(parser)
+    _add_coalesce_us(parser)
     add_faults(parser)
     add_seed(parser)
     _add_observation(parser)
@@ -108,7 +109,10 @@ def device_request(arguments: argparse.Namespace) -> DeviceRequest:
 
     faults = tuple(parse_fault(text, seed=arguments.seed) for text in arguments.fault)
     device = replace(
-        parse_device(arguments.device), profile=find_profile(arguments.profile), poll_us=arguments.poll_us
+        parse_device(arguments.device),
+        profile=find_profile(arguments.profile),
+        poll_us=arguments.poll_us,
+        coalesce_us=arguments.coalesce_us,
     )
     observation = Observation(arguments.trace, arguments.metrics)
     return DeviceRequest(parse_netdev(arguments.netdev), device, faults, observation, arguments.pcap)
@@ -164,6 +168,17 @@ def add_poll_us(parser: argparse.ArgumentParser) -> None:
         type=whole_number(0, 1_000_000),
         metavar="US",
         help="poll rings and back end for so many microseconds after work, then sleep (default: 20)",
+    )
+
+
+def _add_coalesce_us(parser: argparse.ArgumentParser) -> None:
+    from vdpa_net.cli.parser import whole_number  # noqa: PLC0415
+
+    parser.add_argument(
+        "--coalesce-us",
+        type=whole_number(0, 10_000),
+        metavar="US",
+        help="let packets of a stream wait for so many microseconds, for one wake-up of many (default: 150)",
     )
 
 

@@ -24,7 +24,8 @@ from vdpa_net.device.kicks import Kicks
 from vdpa_net.device.monitor import Monitor
 from vdpa_net.device.msix import Msix
 from vdpa_net.device.net_config import parse_mac
-from vdpa_net.device.options import DEFAULT_POLL_US, check_options, check_poll_us
+from vdpa_net.device.options import check_options
+from vdpa_net.device.pacing import Pacing
 from vdpa_net.device.packet_hooks import NativeHook, Packet, PacketAnswer, PacketHook, PacketHooks
 from vdpa_net.device.page_requests import PageRequests
 from vdpa_net.device.pci import BarAccess
@@ -42,7 +43,7 @@ _PLANE = "plane"
 _PAGE_REQUESTS = "page requests"
 
 
-class NetDevice(Closing):
+class NetDevice(Pacing, Closing):
     """A virtio-net PCI function on a packet back end; with `vdpa` it has the LM registers. Thread-safe.
 
     The back end stays the caller's: `close` takes its carrier down and leaves it open. Raises OptionError for
@@ -64,6 +65,7 @@ class NetDevice(Closing):
         vectors: int | None = None,
         mq: bool = False,
         poll_us: int | None = None,
+        coalesce_us: int | None = None,
         disabled_features: frozenset[str] = frozenset(),
         enabled_features: frozenset[str] = frozenset(),
         engine: Engine | None = None,
@@ -94,7 +96,7 @@ class NetDevice(Closing):
         self._plane = engine.plane(
             self.space, backend.native(), self.options.queue_pairs, self.options.control_queue is not None
         )
-        self.poll_us = DEFAULT_POLL_US if poll_us is None else poll_us
+        self._set_pace(poll_us, coalesce_us)
         self.violations = ViolationLog(self._pull_violations)
         self._dma = DmaMaps(self.space)
         self._msix = Msix(self.num_vectors, self.violations, self._vectors_bound, self._vectors_due)
@@ -126,16 +128,6 @@ class NetDevice(Closing):
         overridden = (type(self).packet_from_guest, type(self).packet_to_guest)
         if overridden != (NetDevice.packet_from_guest, NetDevice.packet_to_guest):
             self.on_packet(self._own_hook)
-
-    @property
-    def poll_us(self) -> int:
-        """For how many microseconds workers poll after work before they sleep. Raises OptionError."""
-        return self._poll_us
-
-    @poll_us.setter
-    def poll_us(self, poll_us: int) -> None:
-        self._poll_us = check_poll_us(poll_us)
-        self._plane.set_poll_us(poll_us)
 
     def packet_from_guest(self, packet: Packet) -> PacketAnswer:  # noqa: ARG002
         """For subclasses: sees each packet of the guest, and may change or drop it (see `on_packet`)."""

@@ -15,6 +15,10 @@ DEFAULT_POLL_US = 20
 """A kick costs its sender more than this."""
 
 MAX_POLL_US = 1_000_000
+DEFAULT_COALESCE_US = 150
+"""As long as QEMU's tx=timer."""
+
+MAX_COALESCE_US = 10_000
 _OFFERED = virtio_net.bits(
     (
         virtio_net.F_CSUM,
@@ -152,10 +156,3 @@ def _offered(
         features &= ~virtio_net.USELESS_WITHOUT_CONTROL_QUEUE
     # A device must not offer a feature without what it requires (2.2.1), so those go too.
     return virtio_net.without_unmet(features)
-
-
-def check_poll_us(poll_us: int) -> int:
-    """How long to poll after work, in microseconds. Raises OptionError."""
-    if not 0 <= poll_us <= MAX_POLL_US:
-        raise OptionError(f"poll_us takes 0 to {MAX_POLL_US} microseconds, got {poll_us}")
-    return poll_us

@@ -3,6 +3,7 @@
 
 mod control;
 mod fault;
+mod pace;
 
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,8 +19,8 @@ use crate::filter::ReceiveFilter;
 use crate::memory::DmaSpace;
 use crate::ring::{RingConfig, RingState};
 use crate::violation::{Violation, ViolationLog};
-pub use crate::worker::DEFAULT_POLL_US;
 use crate::worker::{new_eventfd, Direction, PacketHook, Pair, Queue, Signal, Worker};
+pub use crate::worker::{DEFAULT_COALESCE_US, DEFAULT_POLL_US};
 use control::Control;
 use fault::Installed;
 
@@ -171,14 +172,6 @@ impl DataPlane {
         let filter = Arc::new(filter);
         for pair in &self.pairs {
             pair.set_receive_filter(Arc::clone(&filter));
-        }
-    }
-
-    /// Poll the rings and the back end for so long after work, instead of sleeping at once (0). At first that is
-    /// [`DEFAULT_POLL_US`].
-    pub fn set_poll_us(&self, poll_us: u32) {
-        for pair in &self.pairs {
-            pair.set_poll_us(poll_us);
         }
     }
 

@@ -116,9 +116,29 @@ impl Events {
 
     /// Sleep until something happens; what did.
     pub(super) fn wait(&self) -> Vec<(Token, EventSet)> {
+        self.take(-1)
+    }
+
+    /// Sleep for so long, or until something happens; what did. (epoll_wait counts in milliseconds.)
+    pub(super) fn nap(&self, length: Duration) -> Vec<(Token, EventSet)> {
+        let mut poll = poll_for(self.epoll.as_raw_fd(), libc::POLLIN);
+        let length = libc::timespec {
+            tv_sec: length.as_secs() as _,
+            tv_nsec: length.subsec_nanos().into(),
+        };
+        // SAFETY: the pointers are those of one live pollfd, as the count says, and of a live timespec; no signal mask
+        // is given.
+        let ready = unsafe { libc::ppoll(&mut poll, 1, &length, std::ptr::null()) };
+        if ready > 0 {
+            return self.take(0);
+        }
+        Vec::new()
+    }
+
+    fn take(&self, timeout_ms: i32) -> Vec<(Token, EventSet)> {
         let mut ready = [EpollEvent::default(); TOKENS.len()];
         // Interrupted, as after a debugger has attached, is nothing happened.
-        let count = self.epoll.wait(-1, &mut ready).unwrap_or(0);
+        let count = self.epoll.wait(timeout_ms, &mut ready).unwrap_or(0);
         ready[..count]
             .iter()
             .filter_map(|event| Some((*TOKENS.get(event.data() as usize)?, event.event_set())))
@@ -137,12 +157,16 @@ impl Events {
 }
 
 fn poll(port: &Port, events: libc::c_short, patience: Duration) -> bool {
-    let mut poll = libc::pollfd {
-        fd: port.poll_fd().as_raw_fd(),
-        events,
-        revents: 0,
-    };
+    let mut poll = poll_for(port.poll_fd().as_raw_fd(), events);
     // SAFETY: the pointer is that of one live pollfd, and the count is 1.
     let ready = unsafe { libc::poll(&mut poll, 1, patience.as_millis() as libc::c_int) };
     ready > 0
+}
+
+fn poll_for(fd: RawFd, events: libc::c_short) -> libc::pollfd {
+    libc::pollfd {
+        fd,
+        events,
+        revents: 0,
+    }
 }

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use parking_lot::MutexGuard;
 
+use super::coalesce::Done;
 use super::pair::{Pair, State, DRAIN_TIMEOUT};
 use super::receive::{Ended, Fetched, Replaced};
 use crate::backend::Sent;
@@ -100,12 +101,15 @@ impl Pair {
         .unwrap_or(false)
     }
 
-    /// A packet in each direction; whether there was anything to do.
-    pub(super) fn step_hooked(&self, hook: &Arc<dyn PacketHook>) -> bool {
+    /// A packet in each direction; what was done.
+    pub(super) fn step_hooked(&self, hook: &Arc<dyn PacketHook>) -> Done {
         let sent = self.hooked_transmit(hook);
         let received = self.hooked_receive(hook);
         self.hook_returned.notify_all();
-        sent || received
+        Done {
+            sent: sent.into(),
+            received: received.into(),
+        }
     }
 
     fn hooked_transmit(&self, hook: &Arc<dyn PacketHook>) -> bool {

@@ -3,6 +3,7 @@
 //! the lock of its pair, and looks at the rings a little longer after work before it asks for kicks again.
 
 mod burst;
+mod coalesce;
 mod direct;
 mod drain;
 mod events;
@@ -13,6 +14,7 @@ mod pace;
 mod pair;
 mod queue;
 mod receive;
+mod rest;
 mod signal;
 mod transmit;
 mod wait;
@@ -25,6 +27,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::epoll::EventSet;
 
 use crate::error::{Error, Result};
+use coalesce::{Coalescer, Nap};
 use events::Token;
 use pace::Pace;
 use pair::PortWish;
@@ -37,6 +40,8 @@ pub(crate) use signal::{new_eventfd, set_nonblocking, Drained, Signal};
 
 /// How long is polled after work where nobody says otherwise. A kick costs its sender more than this.
 pub const DEFAULT_POLL_US: u32 = 20;
+/// How long packets of a stream may wait for company where nobody says otherwise. QEMU's tx=timer waits as long.
+pub const DEFAULT_COALESCE_US: u32 = 150;
 
 /// The thread of a pair. It ends, and is waited for, when this is dropped.
 #[derive(Debug)]
@@ -55,6 +60,7 @@ impl Worker {
             stop: Arc::clone(&stop),
             armed: PortWish::default(),
             pace: Pace::default(),
+            coalescer: Coalescer::new(Instant::now()),
         };
         let thread = spawn_quiet(format!("vdpa-pair-{number}"), move || run.forever())?;
         Ok(Self {
@@ -103,33 +109,51 @@ fn block_signals() {
     }
 }
 
+/// Let this thread's naps end when they should: the kernel may be 50 us late otherwise.
+fn be_punctual() {
+    const SLACK_NS: libc::c_ulong = 1000;
+    // SAFETY: PR_SET_TIMERSLACK takes a number, and touches this thread only.
+    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, SLACK_NS) };
+}
+
 struct Run {
     pair: Arc<Pair>,
     stop: Arc<AtomicBool>,
     armed: PortWish,
     pace: Pace,
+    coalescer: Coalescer,
 }
 
 impl Run {
     fn forever(mut self) {
+        be_punctual();
         let mut has_worked = false;
         while !self.stop.load(Ordering::SeqCst) {
-            if self.pair.step() {
+            let done = self.pair.step();
+            if done.is_any() {
+                self.coalescer.count(done);
                 has_worked = true;
                 continue;
             }
-            if std::mem::take(&mut has_worked) && self.linger() {
-                continue;
+            // What comes after a nap, or a sleep, in vain is a sleep.
+            let mut nap = None;
+            if std::mem::take(&mut has_worked) {
+                if self.linger() {
+                    continue;
+                }
+                nap = self
+                    .coalescer
+                    .nap(self.pair.coalesce_time(), Instant::now());
             }
-            if let Some(wish) = self.pair.prepare_sleep() {
-                self.sleep(wish);
+            if let Some(wish) = self.pair.prepare_sleep(nap.unwrap_or_default()) {
+                self.sleep(wish, nap);
             }
         }
     }
 
     /// Whether work came while we looked.
     fn linger(&mut self) -> bool {
-        let limit = Duration::from_micros(u64::from(self.pair.poll_us()));
+        let limit = self.pair.poll_time();
         let patience = self.pace.patience(limit);
         if patience.is_zero() {
             return false;
@@ -155,7 +179,7 @@ impl Run {
         }
     }
 
-    fn sleep(&mut self, wish: PortWish) {
+    fn sleep(&mut self, wish: PortWish, nap: Option<Nap>) {
         if wish != self.armed {
             if self
                 .pair
@@ -168,7 +192,11 @@ impl Run {
             }
             self.armed = wish;
         }
-        for (token, set) in self.pair.events.wait() {
+        let happened = match nap {
+            Some(nap) => self.pair.events.nap(nap.length),
+            None => self.pair.events.wait(),
+        };
+        for (token, set) in happened {
             self.handle(token, set);
         }
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::coalesce::Done;
 use super::events::{Events, Token};
 use super::fault::QueueFault;
 use super::hooked::Hooked;
@@ -16,7 +17,7 @@ use super::queue::{Queue, Slot};
 use super::receive::{Ended, Inbox};
 use super::signal::Signal;
 use super::transmit::count_own;
-use super::DEFAULT_POLL_US;
+use super::{DEFAULT_COALESCE_US, DEFAULT_POLL_US};
 use crate::backend::{Port, Sent};
 use crate::error::{Error, Result};
 use crate::filter::ReceiveFilter;
@@ -74,6 +75,8 @@ pub(crate) struct Pair {
     pub(super) events: Events,
     /// How long the rings and the port are polled after work.
     poll_us: AtomicU32,
+    /// How long packets of a stream may wait for company.
+    coalesce_us: AtomicU32,
     state: Mutex<State>,
     /// Notified when a packet hook has been called and its packet is done.
     pub(super) hook_returned: Condvar,
@@ -111,6 +114,7 @@ impl Pair {
             port,
             events,
             poll_us: AtomicU32::new(DEFAULT_POLL_US),
+            coalesce_us: AtomicU32::new(DEFAULT_COALESCE_US),
             state: Mutex::new(State {
                 rx: Side::default(),
                 tx: Side::default(),
@@ -154,13 +158,22 @@ impl Pair {
         true
     }
 
-    pub(super) fn poll_us(&self) -> u32 {
-        self.poll_us.load(Ordering::Relaxed)
+    pub(super) fn poll_time(&self) -> Duration {
+        Duration::from_micros(self.poll_us.load(Ordering::Relaxed).into())
     }
 
     /// Poll for so long after work from now on; 0: not at all.
     pub(crate) fn set_poll_us(&self, poll_us: u32) {
         self.poll_us.store(poll_us, Ordering::Relaxed);
+    }
+
+    pub(super) fn coalesce_time(&self) -> Duration {
+        Duration::from_micros(self.coalesce_us.load(Ordering::Relaxed).into())
+    }
+
+    /// Let packets of a stream wait for so long at most from now on; 0: not at all.
+    pub(crate) fn set_coalesce_us(&self, coalesce_us: u32) {
+        self.coalesce_us.store(coalesce_us, Ordering::Relaxed);
     }
 
     pub(crate) fn queue(&self, direction: Direction) -> &Queue {
@@ -186,7 +199,7 @@ impl Pair {
     }
 
     /// The worker's unlock: a waiting caller gets the lock now, not when the scheduler feels like it.
-    fn hand_over(&self, state: MutexGuard<'_, State>) {
+    pub(super) fn hand_over(&self, state: MutexGuard<'_, State>) {
         if self.someone_waits() {
             MutexGuard::unlock_fair(state);
             std::thread::yield_now();
@@ -271,8 +284,8 @@ impl Pair {
         })
     }
 
-    /// One batch in each direction; whether there was anything to do.
-    pub(super) fn step(&self) -> bool {
+    /// One batch in each direction; what was done.
+    pub(super) fn step(&self) -> Done {
         let mut guard = self.state.lock();
         if let Some(hook) = guard.hooked.hook.clone() {
             self.hand_over(guard);
@@ -290,64 +303,12 @@ impl Pair {
         if let Some(Ended::BackendGone { errno }) = state.rx_ended {
             self.lose_port(state, errno);
         }
-        let worked = sent.is_some_and(|sent| sent.chains > 0)
-            || received.is_some_and(|received| received.packets > 0);
-        self.hand_over(guard);
-        worked
-    }
-
-    /// Whether a look at the rings and the port says that a batch is worth it.
-    pub(super) fn has_work(&self) -> bool {
-        let mut guard = self.state.lock();
-        let state = &mut *guard;
-        if !state.tx_is_blocked && self.offers_chain(&mut state.tx) {
-            return true;
-        }
-        match state.rx_ended {
-            // A packet that waits for more chains than there are would make this say yes for ever.
-            Some(Ended::NoBuffers) => state.inbox.is_empty() && self.offers_chain(&mut state.rx),
-            Some(Ended::NoPackets) => !state.port_is_gone && self.events.is_readable(&self.port),
-            _ => false,
-        }
-    }
-
-    fn offers_chain(&self, side: &mut Side) -> bool {
-        if side.slot.waits(&self.space) {
-            return false;
-        }
-        match side.slot.ring.as_deref_mut() {
-            // A fault is for the next batch to report.
-            Some(ring) => ring.has_available(&self.space.lock()) != Ok(false),
-            None => false,
-        }
-    }
-
-    /// Ask the driver for kicks and say what else to wait for. None: there is work already.
-    pub(super) fn prepare_sleep(&self) -> Option<PortWish> {
-        let mut guard = self.state.lock();
-        let state = &mut *guard;
-        let mut wish = PortWish {
-            readable: state.rx_ended == Some(Ended::NoPackets),
-            writable: state.tx_is_blocked,
+        let done = Done {
+            sent: sent.map_or(0, |sent| sent.chains.into()),
+            received: received.map_or(0, |received| received.packets.into()),
         };
-        if !state.tx_is_blocked && self.enable_kicks(&mut state.tx, &self.tx) {
-            return None;
-        }
-        match state.rx_ended {
-            Some(Ended::Budget) => return None,
-            Some(Ended::NoBuffers) if self.enable_kicks(&mut state.rx, &self.rx) => return None,
-            _ => {}
-        }
-        if state.port_is_gone {
-            wish = PortWish::default();
-        }
         self.hand_over(guard);
-        Some(wish)
-    }
-
-    fn enable_kicks(&self, side: &mut Side, queue: &Queue) -> bool {
-        self.look(side, queue, |ring, memory| ring.enable_kicks(memory))
-            .unwrap_or(false)
+        done
     }
 
     /// The port is in error for good: waiting for it again would be a busy loop.
