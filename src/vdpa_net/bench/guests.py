@@ -8,7 +8,6 @@ spend on a frame: that of all threads of the device, kernel included. QEMU's own
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -20,8 +19,8 @@ from vdpa_net.bench.case import Case, Goal, Shared, Take
 from vdpa_net.bench.control import cpu_ns
 from vdpa_net.errors import LabError
 from vdpa_net.lab import accelerator, guest
-from vdpa_net.lab.boot import received_bits_per_s
 from vdpa_net.lab.image import Image
+from vdpa_net.lab.iperf import received_bits_per_s, received_packets_per_s
 from vdpa_net.lab.machine import Machine, MachineOptions, vfio_user_arguments
 from vdpa_net.lab.network import LAB_ADDRESS, LAB_MAC, PREFIX_LENGTH, LabNetwork
 from vdpa_net.lab.side import SideProcess
@@ -121,15 +120,11 @@ class Guests:
         """
         frames, cpu = self._frames(contestant), contestant.device_cpu_ns()
         udp = ("--udp", "--length", str(SMALL_PAYLOAD_BYTES), "--bandwidth", "0")
-        total = json.loads(self._iperf(contestant, *udp, *words))["end"]["sum"]
+        arrived = received_packets_per_s(self._iperf(contestant, *udp, *words))
         frames, cpu = self._frames(contestant) - frames, contestant.device_cpu_ns() - cpu
         if frames == 0:
             raise LabError(f"no frame passed {contestant.tap} while iperf3 ran")
-        arrived = float(total["packets"] - total["lost_packets"])
-        return {
-            "kilo_packets": arrived / float(total["seconds"]) / 1e3,
-            "us_per_frame": cpu / 1e3 / frames,
-        }
+        return {"kilo_packets": arrived / 1e3, "us_per_frame": cpu / 1e3 / frames}
 
     def ping_us(self, contestant: Contestant) -> float:
         """Mean round trip of a ping from the lab, in microseconds."""

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from vdpa_net.lab import guest
 from vdpa_net.lab.boot.options import MAC, BootOptions
 from vdpa_net.lab.boot.trial import Boot
 from vdpa_net.lab.image import Image
+from vdpa_net.lab.iperf import received_bits_per_s
 from vdpa_net.lab.machine import Machine
 from vdpa_net.lab.network import GUEST_ADDRESS, LAB_ADDRESS, LAB_MAC, PREFIX_LENGTH
 
@@ -173,11 +173,3 @@ def judge(boot: Boot) -> None:
 
 def _said(machine: Machine, pattern: str, start: int) -> str:
     return machine.wait_console(pattern, 1, start=start)
-
-
-def received_bits_per_s(text: str) -> float:
-    """Throughput at the receiver of iperf3's --json output. Raises LabError if it has none."""
-    try:
-        return float(json.loads(text)["end"]["sum_received"]["bits_per_second"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise LabError(f"iperf3's report has no end.sum_received.bits_per_second: {text[:300]!r}") from error
