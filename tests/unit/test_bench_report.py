@@ -16,6 +16,7 @@ from vdpa_net.bench.case import SUBJECT, Bound, Case, CaseResult, Goal, Series
 from vdpa_net.bench.families import by_family
 from vdpa_net.bench.plot import LONGEST_RATIO, bars, draw, drawn_families
 from vdpa_net.bench.report import SCHEMA, Report
+from vdpa_net.cli.table import run_command
 from vdpa_net.errors import OptionError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -121,6 +122,16 @@ def test_versions_of_the_peers_are_those_of_the_image_s_packages(tmp_path: Path)
     )
     assert host.peer_versions(tmp_path) == {"QEMU": "11.1.3", "DPDK": "24.11.8"}
     assert host.peer_versions(tmp_path / "var") == {}
+
+
+def test_an_earlier_result_is_told_again_and_strict_about_its_goals(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(a_report(a_result()).to_json()))
+    assert run_command(["bench", "--from", str(path)]) == 0
+    assert "transmit, 64 B" in capsys.readouterr().out
+    assert run_command(["bench", "--strict", "--from", str(path)]) == 1
 
 
 def test_the_page_tells_the_figures_of_the_result_beside_it() -> None:
