@@ -235,11 +235,10 @@ impl Memory<'_> {
 
     /// One byte of a log's memory, and its IOVA as seen from the byte's address.
     pub(super) fn log_byte(&self, iova: u64) -> Option<(u64, HostBytes<'_>)> {
-        let mut span = self.log_span.get();
-        if !span.holds(iova) {
-            span = Span::of(self.inner.maps.at(iova)?);
-            self.log_span.set(span);
+        if !self.log_span.get().holds(iova) {
+            self.log_span.set(Span::of(self.inner.maps.at(iova)?));
         }
+        let span = self.log_span.get();
         let byte = span.writable.then(|| self.bytes(&span, iova, 1))?;
         let offset = byte.address() - span.start.as_ptr() as usize;
         Some((span.first + offset as u64, byte))
@@ -247,7 +246,8 @@ impl Memory<'_> {
 
     /// Where an address lies in this process, if it may be written.
     pub(super) fn place(&self, iova: u64) -> Option<u64> {
-        let span = self.span(iova).filter(|span| span.writable)?;
+        let span = self.span(iova)?.get();
+        let span = Some(span).filter(|span| span.writable)?;
         Some(span.start.as_ptr() as u64 + (iova - span.first))
     }
 
@@ -308,24 +308,29 @@ impl Memory<'_> {
     #[inline(always)]
     pub(super) fn piece(&self, range: Range, write: bool) -> Option<HostBytes<'_>> {
         range.iova.checked_add(range.len.checked_sub(1)?)?;
-        let span = self.span(range.iova).filter(|span| span.allows(write))?;
+        let span = self.span(range.iova)?.get();
+        if !span.allows(write) {
+            return None;
+        }
         let len = range.len.min(span.last - range.iova + 1);
         Some(self.bytes(&span, range.iova, len))
     }
 
+    /// By reference: a copy of it would be read in other pieces than it is written in, for which a processor waits.
     #[inline(always)]
-    fn span(&self, iova: u64) -> Option<Span> {
+    fn span(&self, iova: u64) -> Option<&Cell<Span>> {
         let hit = self.cache.iter().find(|span| span.get().holds(iova));
-        hit.map(Cell::get).or_else(|| self.look_up(iova))
+        hit.or_else(|| self.look_up(iova))
     }
 
     #[cold]
-    fn look_up(&self, iova: u64) -> Option<Span> {
+    #[inline(never)]
+    fn look_up(&self, iova: u64) -> Option<&Cell<Span>> {
         let span = Span::of(self.inner.maps.at(iova)?);
         let slot = self.next_cached.get();
         self.cache[slot].set(span);
         self.next_cached.set((slot + 1) % CACHED_SPANS);
-        Some(span)
+        Some(&self.cache[slot])
     }
 
     /// `len` bytes at `iova`, all of which lie in `span`.
