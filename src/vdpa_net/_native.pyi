@@ -47,6 +47,9 @@ class DmaSpace:
         """Remove the maps inside of [iova, iova + size), which may be none; returns how many there were. On
         return no worker touches them. Raises DmaError(EINVAL) if a map is only partly inside."""
 
+    def map_count(self) -> int:
+        """How many maps there are."""
+
     def unmap_all(self) -> int:
         """Remove every map; returns how many there were."""
 
@@ -309,8 +312,8 @@ class DataPlane:
         """Stop every queue and thread."""
 
 class DoorbellSocket:
-    """Rings and answers doorbells that arrive as messages on a connected socket, and leaves the rest to the
-    caller. The socket (duplicated) stays the caller's to read, too: by one thread at a time.
+    """Carries out doorbells and maps that arrive as messages on a connected socket, the rest is the caller's.
+    The socket (duplicated) stays the caller's to read, too: by one thread at a time.
 
     A doorbell is a vfio-user message of `command`; its reply repeats `repeated_bytes` of the payload."""
 
@@ -319,6 +322,16 @@ class DoorbellSocket:
         """A message with exactly one of these payloads signals this eventfd (duplicated).
 
         Raises StateError."""
+
+    def serve_maps(
+        self,
+        space: DmaSpace,
+        maps: list[tuple[tuple[int, int, bytes, int, int], int, bool, bool]],
+        unmaps: list[tuple[int, int, bytes, int, int]],
+    ) -> None:
+        """Messages of these shapes change `space`, if they can; else they are the caller's, and nothing has
+        changed. A shape: command, bytes of the payload, what it begins with, where its address and its size
+        are. Of a map also: where its offset is, readable, writable. Raises StateError."""
 
     def set_watched(self, watched: bool) -> None:
         """While it is watched, every message is the caller's. From any thread."""

@@ -76,6 +76,9 @@ class FakeSpace:
             del self.maps[start]
         return len(inside)
 
+    def map_count(self) -> int:
+        return len(self.maps)
+
     def unmap_all(self) -> int:
         self.calls.append("unmap_all")
         count = len(self.maps)

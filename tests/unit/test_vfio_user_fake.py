@@ -110,6 +110,9 @@ class FakeFunction:
             del self.maps[start]
         return len(touched)
 
+    def map_space(self) -> None:
+        return None
+
     def dma_unmap_all(self) -> int:
         count = len(self.maps)
         self.maps.clear()

@@ -10,14 +10,10 @@ use serde_json::{json, Value};
 
 use crate::arguments::Arguments;
 use crate::error::{Error, Result};
+use crate::vfio_user::{connect, request, HEADER_BYTES, REPLY};
 
-const HEADER_BYTES: usize = 16;
 const ACCESS_BYTES: usize = 16;
-const COMMAND_VERSION: u16 = 1;
 const COMMAND_REGION_WRITE: u16 = 10;
-const REPLY: u32 = 1;
-const MESSAGE_BYTES_MAX: usize = 4096;
-const CAPABILITIES: &[u8] = b"{\"capabilities\":{\"max_msg_fds\":8}}\0";
 
 /// Ring `--count` times; the median in microseconds, without `--socket` that of the echo.
 pub fn run(arguments: &mut Arguments) -> Result<Value> {
@@ -37,13 +33,6 @@ pub fn run(arguments: &mut Arguments) -> Result<Value> {
     spent.sort_unstable();
     let median_us = spent[spent.len() / 2] as f64 / 1000.0;
     Ok(json!({ "median_us": median_us, "min_us": spent[0] as f64 / 1000.0 }))
-}
-
-fn connect(socket: &str) -> Result<UnixStream> {
-    let mut stream = UnixStream::connect(socket).map_err(Error::system(socket.to_owned()))?;
-    let version = [&[0u8; 4][..], CAPABILITIES].concat();
-    request(&mut stream, 0, COMMAND_VERSION, &version)?;
-    Ok(stream)
 }
 
 /// The other end of the stream answers each doorbell, and does nothing else.
@@ -80,40 +69,8 @@ fn ring(mut stream: UnixStream, count: usize, region: u32, offset: u64) -> Resul
     let mut spent = Vec::with_capacity(count);
     for id in 1..=count.max(1) {
         let started = Instant::now();
-        request(&mut stream, id as u16, COMMAND_REGION_WRITE, &payload)?;
+        request(&mut stream, id as u16, COMMAND_REGION_WRITE, &payload, None)?;
         spent.push(started.elapsed().as_nanos() as u64);
     }
     Ok(spent)
-}
-
-/// Send a command and read its reply.
-fn request(stream: &mut UnixStream, id: u16, command: u16, payload: &[u8]) -> Result<()> {
-    let mut message = Vec::with_capacity(HEADER_BYTES + payload.len());
-    message.extend_from_slice(&id.to_le_bytes());
-    message.extend_from_slice(&command.to_le_bytes());
-    message.extend_from_slice(&((HEADER_BYTES + payload.len()) as u32).to_le_bytes());
-    message.extend_from_slice(&[0u8; 8]);
-    message.extend_from_slice(payload);
-    stream
-        .write_all(&message)
-        .map_err(Error::system("sending to the device"))?;
-    let mut header = [0u8; HEADER_BYTES];
-    let lost = "reading the device's reply";
-    stream
-        .read_exact(&mut header)
-        .map_err(Error::system(lost))?;
-    let word = |at: usize| {
-        u32::from_le_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]])
-    };
-    let size = word(4) as usize;
-    if word(0) != u32::from(id) | u32::from(command) << 16
-        || word(8) != REPLY
-        || !(HEADER_BYTES..=MESSAGE_BYTES_MAX).contains(&size)
-    {
-        return Err(Error::Peer(format!(
-            "command {command} was answered with {header:02x?}"
-        )));
-    }
-    let mut rest = vec![0u8; size - HEADER_BYTES];
-    stream.read_exact(&mut rest).map_err(Error::system(lost))
 }

@@ -12,6 +12,7 @@
 //!            [--burst INTERFACE --pid N --frames N [--flows N] [--lossy]]
 //! flood      --interface NAME --bytes N --seconds S [--frames N] [--gso] [--flows N]
 //! doorbell   --count N [--socket PATH --region N --offset N]
+//! maps       --count N --socket PATH
 //! ```
 
 mod affinity;
@@ -25,6 +26,7 @@ mod error;
 mod flood;
 mod front_end;
 mod frozen;
+mod maps;
 mod memory;
 mod packed;
 mod packet;
@@ -33,6 +35,7 @@ mod split;
 mod tap;
 mod tap_read;
 mod tap_write;
+mod vfio_user;
 
 use std::process::ExitCode;
 
@@ -61,8 +64,10 @@ fn run() -> Result<serde_json::Value> {
         "front-end" => front_end::run(&mut arguments),
         "flood" => flood::run(&mut arguments),
         "doorbell" => doorbell::run(&mut arguments),
+        "maps" => maps::run(&mut arguments),
         other => Err(error::Error::Usage(format!(
-            "unknown command {other:?}: expected tap-write, tap-read, tap-drain, front-end, flood or doorbell"
+            "unknown command {other:?}: expected tap-write, tap-read, tap-drain, front-end, flood, doorbell or \
+             maps"
         ))),
     }
 }

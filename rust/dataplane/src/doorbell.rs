@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Doorbells that arrive as messages on a socket: rung and answered here, the rest is left to the caller.
+//! Doorbells and maps that arrive as messages on a socket: carried out and answered here, the rest is left to the
+//! caller.
 //!
-//! What a doorbell's message looks like is the caller's business, down to the byte. Known here is the header of a
+//! What such a message looks like is the caller's business, down to the byte. Known here is the header of a
 //! vfio-user message (id, command, size, flags, error), because ids differ and sizes frame the stream.
 
 use std::collections::HashMap;
@@ -15,11 +16,12 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use crate::error::{Error, Result};
+use crate::map_messages::MapMessages;
 use crate::worker::Signal;
 
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 16;
-/// The longest payload of a doorbell's message.
+/// The longest payload of a message that is dealt with here.
 pub const PAYLOAD_BYTES_MAX: usize = 64;
 /// Linux sends no more descriptors than this with one message (SCM_MAX_FD).
 const FDS_MAX: usize = 253;
@@ -29,7 +31,7 @@ const FLAGS_COMMAND: u32 = 0;
 const FLAGS_REPLY: u32 = 1;
 const FLAGS_POSTED: u32 = 0x10;
 
-/// What came that is no doorbell: the header, as much of the payload as was read, the descriptors that came along.
+/// What came that is left to the caller: the header, as much of the payload as was read, the descriptors that came along.
 /// Less than a header: the stream has ended, or reading failed, which the next read finds again.
 #[derive(Debug, Default)]
 pub struct Received {
@@ -48,6 +50,7 @@ pub struct DoorbellSocket {
     command: u16,
     repeated_bytes: usize,
     by_payload: RwLock<HashMap<Box<[u8]>, Arc<Signal>>>,
+    maps: RwLock<Option<MapMessages>>,
     is_watched: AtomicBool,
 }
 
@@ -60,6 +63,7 @@ impl DoorbellSocket {
             command,
             repeated_bytes,
             by_payload: RwLock::default(),
+            maps: RwLock::default(),
             is_watched: AtomicBool::new(false),
         }
     }
@@ -84,12 +88,17 @@ impl DoorbellSocket {
         Ok(())
     }
 
+    /// From now on messages of these forms change their space.
+    pub fn serve_maps(&self, maps: MapMessages) {
+        *self.maps.write() = Some(maps);
+    }
+
     /// While somebody watches, every message is the caller's.
     pub fn set_watched(&self, is_watched: bool) {
         self.is_watched.store(is_watched, Ordering::SeqCst);
     }
 
-    /// Ring and answer doorbells until another message begins; wait for it.
+    /// Serve doorbells and maps until another message begins; wait for it.
     ///
     /// Errors: a reply can't be sent, which ends the connection.
     pub fn receive(&self) -> io::Result<Received> {
@@ -99,26 +108,38 @@ impl DoorbellSocket {
             let Some(header) = Header::of(&received) else {
                 return Ok(received);
             };
-            if self.is_watched.load(Ordering::SeqCst) || !self.is_candidate(&header) {
+            if self.is_watched.load(Ordering::SeqCst) || !self.is_candidate(&header, &received) {
                 return Ok(received);
             }
             self.read(&mut received, header.size as usize);
-            if !self.ring(&header, &received)? {
+            if received.bytes.len() != header.size as usize || received.lacks_fds {
+                return Ok(received);
+            }
+            if !self.ring(&header, &received)? && !self.change_maps(&header, &received)? {
                 return Ok(received);
             }
         }
     }
 
-    fn is_candidate(&self, header: &Header) -> bool {
+    fn is_candidate(&self, header: &Header, received: &Received) -> bool {
         let longest = (HEADER_BYTES + PAYLOAD_BYTES_MAX) as u32;
-        header.command == self.command
-            && matches!(header.flags, FLAGS_COMMAND | FLAGS_POSTED)
-            && (HEADER_BYTES as u32..=longest).contains(&header.size)
+        if !matches!(header.flags, FLAGS_COMMAND | FLAGS_POSTED)
+            || !(HEADER_BYTES as u32..=longest).contains(&header.size)
+        {
+            return false;
+        }
+        if header.command == self.command {
+            return received.fds.is_empty();
+        }
+        let payload_bytes = header.size as usize - HEADER_BYTES;
+        let maps = self.maps.read();
+        maps.as_ref()
+            .is_some_and(|maps| maps.may_be(header.command, payload_bytes))
     }
 
     /// Whether it was a doorbell.
     fn ring(&self, header: &Header, received: &Received) -> io::Result<bool> {
-        if received.bytes.len() != header.size as usize || !received.fds.is_empty() {
+        if header.command != self.command || !received.fds.is_empty() {
             return Ok(false);
         }
         let payload = &received.bytes[HEADER_BYTES..];
@@ -126,10 +147,29 @@ impl DoorbellSocket {
             Some(signal) => signal.raise(),
             None => return Ok(false),
         }
-        if header.flags == FLAGS_COMMAND {
-            self.send(&header.reply(&payload[..self.repeated_bytes]))?;
+        self.answer(header, &payload[..self.repeated_bytes])
+            .map(|()| true)
+    }
+
+    /// Whether it was a map or unmap that could be carried out.
+    fn change_maps(&self, header: &Header, received: &Received) -> io::Result<bool> {
+        let payload = &received.bytes[HEADER_BYTES..];
+        let maps = self.maps.read();
+        let repeated = maps
+            .as_ref()
+            .and_then(|maps| maps.carry_out(header.command, payload, &received.fds));
+        match repeated {
+            Some(bytes) => self.answer(header, &payload[..bytes]).map(|()| true),
+            None => Ok(false),
         }
-        Ok(true)
+    }
+
+    fn answer(&self, header: &Header, payload: &[u8]) -> io::Result<()> {
+        if header.flags == FLAGS_COMMAND {
+            self.send(&header.reply(payload))
+        } else {
+            Ok(())
+        }
     }
 
     /// Read until the message has `size` bytes, the stream ends or reading fails.
@@ -231,14 +271,13 @@ struct Header {
 }
 
 impl Header {
-    /// None for a message that has not come that far, or brings descriptors.
+    /// None for a message that has not come that far, or came without all of its descriptors.
     fn of(received: &Received) -> Option<Self> {
         let bytes = received.bytes.get(..HEADER_BYTES)?;
         let word = |at: usize| {
             u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
         };
-        let has_more = !received.fds.is_empty() || received.lacks_fds;
-        (!has_more).then(|| Self {
+        (!received.lacks_fds).then(|| Self {
             id: word(0) as u16,
             command: (word(0) >> 16) as u16,
             size: word(4),

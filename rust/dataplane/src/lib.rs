@@ -8,6 +8,7 @@ pub mod counters;
 pub mod doorbell;
 pub mod error;
 pub mod filter;
+pub mod map_messages;
 pub mod memory;
 pub mod net;
 pub mod plane;

@@ -9,8 +9,24 @@ use pyo3::pybacked::PyBackedBytes;
 use pyo3::types::{PyBytes, PyList};
 use vdpa_net_dataplane::doorbell;
 use vdpa_net_dataplane::error::Error;
+use vdpa_net_dataplane::map_messages::{Change, Form, MapMessages};
 
 use crate::convert;
+use crate::space::DmaSpace;
+
+/// Command, bytes of the payload, what it begins with, and where its address and size are.
+type Shape = (u16, usize, PyBackedBytes, usize, usize);
+
+fn form((command, payload_bytes, prefix, address_at, size_at): Shape, change: Change) -> Form {
+    Form {
+        command,
+        payload_bytes,
+        prefix: prefix.to_vec(),
+        address_at,
+        size_at,
+        change,
+    }
+}
 
 /// Answers doorbells that arrive as messages.
 #[pyclass(frozen, module = "vdpa_net._native")]
@@ -42,6 +58,34 @@ impl DoorbellSocket {
         self.socket(py)?
             .add(&payloads, fd)
             .map_err(|error| convert::to_py(py, &error))
+    }
+
+    fn serve_maps(
+        &self,
+        py: Python<'_>,
+        space: PyRef<'_, DmaSpace>,
+        maps: Vec<(Shape, usize, bool, bool)>,
+        unmaps: Vec<Shape>,
+    ) -> PyResult<()> {
+        let maps = maps
+            .into_iter()
+            .map(|(shape, offset_at, readable, writable)| {
+                let change = Change::Map {
+                    offset_at,
+                    readable,
+                    writable,
+                };
+                form(shape, change)
+            });
+        let unmaps = unmaps.into_iter().map(|shape| form(shape, Change::Unmap));
+        let served = MapMessages::new(
+            Arc::clone(&space.space),
+            maps.chain(unmaps).collect(),
+            doorbell::PAYLOAD_BYTES_MAX,
+        )
+        .map_err(|error| convert::to_py(py, &error))?;
+        self.socket(py)?.serve_maps(served);
+        Ok(())
     }
 
     fn set_watched(&self, py: Python<'_>, watched: bool) -> PyResult<()> {

@@ -75,6 +75,10 @@ impl DmaSpace {
         py.detach(|| self.space.is_without_file(iova))
     }
 
+    fn map_count(&self, py: Python<'_>) -> usize {
+        py.detach(|| self.space.map_count())
+    }
+
     fn unmap_all(&self, py: Python<'_>) -> PyResult<usize> {
         self.detached(py, |space| Ok(space.unmap_all()))
     }

@@ -15,14 +15,18 @@ NOT_SHARED: Final = (
 
 
 class DmaMaps:
-    """The client's maps, counted. All of them live in the DMA space, in one map ordered by address.
+    """The client's maps. All of them live in the DMA space, in one map ordered by address.
 
     The caller holds the device's lock, except for `hint`, which any thread may ask.
     """
 
     def __init__(self, space: DmaSpace) -> None:
         self._space = space
-        self.count = 0
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return self._space.map_count()
 
     def map(
         self, iova: int, size: int, fd: int | None, offset: int, *, readable: bool, writable: bool
@@ -32,22 +36,17 @@ class DmaMaps:
             self._space.reserve(iova, size)
         else:
             self._space.map(iova, size, fd, offset, readable, writable)
-        self.count += 1
 
     def unmap(self, iova: int, size: int) -> None:
         """Remove exactly one map; on return nothing touches it. Raises DmaError."""
         self._space.unmap(iova, size)
-        self.count -= 1
 
     def unmap_within(self, iova: int, size: int) -> int:
         """Remove the maps inside of a range; returns how many there were. Raises DmaError if it cuts one."""
-        removed = self._space.unmap_within(iova, size)
-        self.count -= removed
-        return removed
+        return self._space.unmap_within(iova, size)
 
     def unmap_all(self) -> int:
         """Remove all maps; returns how many there were."""
-        self.count = 0
         return self._space.unmap_all()
 
     def hint(self, address: int) -> str:

@@ -180,9 +180,9 @@ class NetDevice(Pacing, Closing):
             self._dma.unmap(iova, size)
 
     def dma_unmap_within(self, iova: int, size: int) -> int:
-        """Undo the maps inside of [iova, iova + size); returns how many there were.
+        """Undo the maps inside of [iova, iova + size); on return nothing touches them. How many there were.
 
-        On return nothing touches them. Raises DmaError if a map is only partly inside.
+        Raises DmaError if a map is only partly inside.
         """
         with self._lock:
             return self._dma.unmap_within(iova, size)
@@ -191,6 +191,11 @@ class NetDevice(Pacing, Closing):
         """Undo every map; returns how many there were."""
         with self._lock:
             return self._dma.unmap_all()
+
+    def map_space(self) -> _native.DmaSpace | None:
+        """What a server may map in and unmap from by itself; None: a subclass has its own way to do that."""
+        own = (NetDevice.dma_map, NetDevice.dma_unmap_within)
+        return self.space if (type(self).dma_map, type(self).dma_unmap_within) == own else None
 
     def set_irqs(self, start: int, fds: Sequence[int | None]) -> None:
         """Bind vectors from `start` on to duplicates of these eventfds; None unbinds. Raises AccessError."""
@@ -203,18 +208,12 @@ class NetDevice(Pacing, Closing):
             self._msix.trigger(start, flags)
 
     def mask_irqs(self, start: int, flags: Sequence[bool], *, masked: bool) -> None:
-        """Mask or unmask the vectors from `start` on whose flag is set. Raises AccessError.
-
-        What is due on a masked vector is raised when it is unmasked.
-        """
+        """Mask or unmask the flagged vectors; what is due on one is raised later. Raises AccessError."""
         with self._lock:
             self._msix.mask(start, flags, masked=masked)
 
     def notify_mask(self, start: int, fds: Sequence[int | None], *, masked: bool) -> None:
-        """Signal duplicates of these eventfds when vectors from `start` on become masked (or unmasked).
-
-        None unbinds. Raises AccessError.
-        """
+        """Signal duplicates of these eventfds when vectors become masked or unmasked. Raises AccessError."""
         with self._lock:
             self._msix.notify_mask(start, fds, masked=masked)
 

@@ -224,6 +224,11 @@ impl DmaSpace {
         inner.maps.at(iova).is_some_and(|i| i.value.file.is_none())
     }
 
+    /// How many maps there are.
+    pub fn map_count(&self) -> usize {
+        self.inner.read().maps.len()
+    }
+
     /// Remove every map; returns how many there were.
     pub fn unmap_all(&self) -> usize {
         let mut inner = self.inner.write();

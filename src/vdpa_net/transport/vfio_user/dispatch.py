@@ -79,6 +79,10 @@ class PciFunction(Protocol):
     def dma_unmap_all(self) -> int:
         """Remove all maps."""
 
+    def map_space(self) -> object | None:
+        """The data plane's space (`_native.DmaSpace`) that `dma_map` and `dma_unmap_within` change and do
+        nothing besides; None: they have to be called."""
+
     def set_irqs(self, start: int, fds: Sequence[int | None]) -> None:
         """Bind MSI-X vectors to eventfds; None unbinds."""
 
