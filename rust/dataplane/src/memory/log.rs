@@ -157,8 +157,9 @@ pub(super) fn add(count: &Cell<u64>, more: u64) {
     count.set(count.get() + more);
 }
 
-/// The counts of all batches that have ended.
+/// The counts of all batches that have ended. In cache lines of their own: every worker adds to them.
 #[derive(Debug, Default)]
+#[repr(align(128))]
 pub(super) struct TotalCounts {
     marks: AtomicU64,
     pages_marked: AtomicU64,
