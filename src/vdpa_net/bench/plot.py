@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vdpa_net.bench.case import CaseResult
+from vdpa_net.bench.case import Case, CaseResult
 from vdpa_net.bench.families import by_family, title
 from vdpa_net.bench.report import Report
 from vdpa_net.errors import MissingTool
@@ -54,12 +54,11 @@ def bars(result: CaseResult) -> Iterator[Bar]:
         other = result.series[versus].median
         low, high = (extreme(own.samples) / other if other else ratio for extreme in (min, max))
         goal = result.goal(versus)
-        label = versus if case.subject.startswith("vdpa-net") else f"{case.subject} by {versus}"
         if goal is None:
-            yield Bar(label, ratio, low, high)
+            yield Bar(versus, ratio, low, high)
         else:
             at = goal.at_most if goal.at_least is None else goal.at_least
-            yield Bar(label, ratio, low, high, goal.short, at, goal.holds(ratio))
+            yield Bar(versus, ratio, low, high, goal.short, at, goal.holds(ratio))
     if case.bound and case.bound.at_most:
         limit = case.bound.at_most
         low, median, high = (value / limit for value in (min(own.samples), own.median, max(own.samples)))
@@ -91,10 +90,15 @@ def drawn_families(report: Report) -> set[str]:
 def _cases(report: Report) -> dict[str, list[tuple[str, list[Bar]]]]:
     """Titles and bars of the cases of each family, as far as they have bars."""
     told = {
-        family: [(result.case.title, members) for result in results if (members := list(bars(result)))]
+        family: [(_title(result.case), members) for result in results if (members := list(bars(result)))]
         for family, results in by_family(report.results).items()
     }
     return {family: cases for family, cases in told.items() if cases}
+
+
+def _title(case: Case) -> str:
+    """The case, and who is divided by the others where that is not the device."""
+    return case.title if case.subject.startswith("vdpa-net") else f"{case.title}: {case.subject}, by"
 
 
 def _pyplot() -> Any:
