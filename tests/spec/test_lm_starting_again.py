@@ -21,6 +21,8 @@ from vdpa_net.testing.guest_driver import WANTED
 from vdpa_net.wire import virtio_pci
 
 RARP = rarp_frame(bytes.fromhex("525400000001"))
+FRAMES = range(1, 8)
+"""How many an announcement may have sent, as time goes."""
 
 
 def state(avail: int, used: int | None = None) -> int:
@@ -119,6 +121,16 @@ def test_what_comes_for_an_announced_station_waits_for_its_driver(device: Rig) -
     assert not device.backend.carrier
 
 
+def test_what_waits_for_a_driver_has_no_offloads_of_the_one_before(device: Rig) -> None:
+    """The next one may not know them, and what waits in a tap stays as it came."""
+    device.driver.start()
+    assert device.backend.features
+    device.set_common("device_status", 0)
+    device.device.announce()
+    assert device.backend.carrier
+    assert device.backend.features == 0
+
+
 @pytest.mark.parametrize("end", ["withdraw", "detach_client"])
 def test_an_announced_station_that_does_not_come_leaves_nothing_behind(device: Rig, end: str) -> None:
     flushed = packets_flushed(device)
@@ -127,7 +139,7 @@ def test_an_announced_station_that_does_not_come_leaves_nothing_behind(device: R
     assert not device.backend.carrier
     if end == "withdraw":
         device.driver.start()
-        assert flushed == [1]
+        assert flushed[0] in FRAMES
 
 
 def test_what_has_waited_for_too_long_is_dropped(device: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,7 +147,7 @@ def test_what_has_waited_for_too_long_is_dropped(device: Rig, monkeypatch: pytes
     flushed = packets_flushed(device)
     device.device.announce()
     device.driver.start()
-    assert flushed == [1]
+    assert flushed[0] in FRAMES
     assert device.backend.carrier
 
 

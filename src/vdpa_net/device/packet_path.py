@@ -33,10 +33,15 @@ class PacketPath:
         self.set_filter(ReceiveFilter.of_features(features))
 
     def reset(self) -> None:
-        """One pair, and everything passes. Raises BackendError."""
-        self.features = 0
+        """One pair, everything passes, as it is. Raises BackendError.
+
+        What comes while the link waits for a driver must be something that any driver understands.
+        """
+        had, self.features = self.features, 0
         self.set_filter(ReceiveFilter())
         self.pairs.reset()
+        if had:
+            self._backend.set_offloads(0)
 
     def set_filter(self, wanted: ReceiveFilter) -> None:
         """On return it holds for every packet that comes."""

@@ -20,6 +20,8 @@ pub use chain::{Chain, Taken};
 /// Largest queue size (virtio 1.3 2.7, 2.8).
 pub const MAX_QUEUE_SIZE: u32 = 32768;
 
+/// VIRTIO_NET_F_GUEST_CSUM.
+pub const F_GUEST_CSUM: u64 = 1 << 1;
 /// VIRTIO_NET_F_MRG_RXBUF.
 pub const F_MRG_RXBUF: u64 = 1 << 15;
 /// VIRTIO_F_INDIRECT_DESC.

@@ -75,6 +75,9 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
         }
         self.inbox.expected = len as u64;
         let room = self.inbox.room;
+        if self.inbox.completes_checksums && self.has_flags()? {
+            return self.complete_checksum(len);
+        }
         if len as u64 > room {
             match self.take_spilt(len) {
                 Ok(Delivery::Done) => {}
@@ -151,6 +154,23 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
         let spilt = head.len() - placed;
         head[placed..].copy_from_slice(&inbox.buffer[..spilt]);
         Ok(inbox.filter.check_head(head, len))
+    }
+
+    /// Whether the header of the packet says something of its checksum.
+    fn has_flags(&self) -> RingResult<bool> {
+        let mut head = [0; net::FLAGS + 1];
+        self.memory.read_ranges(&self.inbox.ranges, &mut head)?;
+        Ok(head[net::FLAGS] != 0)
+    }
+
+    /// A packet with flags, for a driver that knows none: it is taken back, completed, and goes the other way.
+    fn complete_checksum(&mut self, len: usize) -> RingResult<Direct> {
+        self.keep(len, self.inbox.room.min(len as u64))?;
+        if let Err(reason) = net::complete(&mut self.inbox.buffer[..len]) {
+            self.inbox.clear();
+            return Ok(self.drop_packet(reason));
+        }
+        Ok(Direct::NotThisWay)
     }
 
     /// Put what did not fit into further chains.

@@ -211,7 +211,7 @@ impl Pair {
         let (side, queue) = state.side(self, direction);
         side.slot.start(queue, &self.space, config)?;
         if direction == Direction::Receive {
-            state.inbox.is_direct = true;
+            state.inbox.set_features(config.features);
         }
         drop(state);
         self.events.wake();

@@ -14,7 +14,7 @@ use crate::counters::{BatchCounters, Drop};
 use crate::filter::ReceiveFilter;
 use crate::memory::{Memory, Range};
 use crate::net::{self, HEADER_BYTES, MAX_PACKET_BYTES};
-use crate::ring::{with_ring, Chain, Ring, RingResult, Taken, F_MRG_RXBUF};
+use crate::ring::{with_ring, Chain, Ring, RingResult, Taken, F_GUEST_CSUM, F_MRG_RXBUF};
 
 /// Why a batch ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,6 +54,8 @@ pub(crate) struct Inbox {
     /// Bytes of all chains that were taken.
     pub(super) room: u64,
     pub(super) filter: Arc<ReceiveFilter>,
+    /// Whether the driver wants checksums that are there.
+    pub(super) completes_checksums: bool,
     /// Whether packets may go straight to the driver.
     pub(super) is_direct: bool,
     /// Bytes of the last packet.
@@ -74,6 +76,7 @@ impl Inbox {
             ranges: Vec::new(),
             room: 0,
             filter: Arc::default(),
+            completes_checksums: false,
             is_direct: true,
             expected: 0,
             is_hooked: false,
@@ -83,6 +86,12 @@ impl Inbox {
 
     pub(super) fn is_empty(&self) -> bool {
         self.pending.is_none()
+    }
+
+    /// For a driver that negotiated `features`.
+    pub(super) fn set_features(&mut self, features: u64) {
+        self.completes_checksums = features & F_GUEST_CSUM == 0;
+        self.is_direct = true;
     }
 
     /// No chain is taken.
@@ -309,8 +318,12 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
             Received::Failed(errno) => return Ok(Fetched::Nothing(Ended::BackendGone { errno })),
             Received::Packet(len) => len,
         };
-        let packet = &self.inbox.buffer[..len];
-        let wanted = net::check_length(len as u64).and_then(|()| self.inbox.filter.check(packet));
+        let packet = &mut self.inbox.buffer[..len];
+        let mut wanted =
+            net::check_length(len as u64).and_then(|()| self.inbox.filter.check(packet));
+        if self.inbox.completes_checksums && wanted.is_ok() {
+            wanted = net::complete(packet);
+        }
         if let Err(reason) = wanted {
             self.pair.rx.counters.dropped(reason, 1);
             return Ok(Fetched::Dropped);
