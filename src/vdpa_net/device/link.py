@@ -16,8 +16,9 @@ from vdpa_net.backend import Backend
 if TYPE_CHECKING:
     from vdpa_net._native import DataPlane
 
-AHEAD_S: Final = 10.0
-"""How long a link that is up ahead of its driver keeps packets: who comes later wants none so old."""
+AHEAD_S: Final = 0.5
+"""How long a link that is up ahead of its driver keeps packets. A queue that has run full meanwhile would go
+on losing packets when the driver is there."""
 
 
 class Link:
