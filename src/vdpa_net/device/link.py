@@ -16,7 +16,7 @@ from vdpa_net.backend import Backend
 if TYPE_CHECKING:
     from vdpa_net._native import DataPlane
 
-AHEAD_S: Final = 0.5
+AHEAD_S: Final = 0.1
 """How long a link that is up ahead of its driver keeps packets. A queue that has run full meanwhile would go
 on losing packets when the driver is there."""
 

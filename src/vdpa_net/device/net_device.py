@@ -265,7 +265,7 @@ class NetDevice(Pacing, Closing):
     def announce(self, mac: str | None = None) -> None:
         """Announce a station on the network with RARP frames: `mac`, or the device's own.
 
-        Before DRIVER_OK the link comes up for it, and what it is sent waits for the driver, for 0.5 s at
+        Before DRIVER_OK the link comes up for it, and what it is sent waits for the driver, for 0.1 s at
         most: to be used when the machine it comes from has stopped. Raises OptionError.
         """
         with self._lock:
