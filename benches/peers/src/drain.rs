@@ -37,6 +37,7 @@ pub fn run(arguments: &mut Arguments) -> Result<Value> {
     };
     let frames = arguments.number("frames")?;
     let wanted = Duration::from_secs_f64(arguments.number("seconds")?);
+    let is_both = arguments.switch("both");
     let (device, front_end) = (arguments.number("pid")?, arguments.number("front-end")?);
     arguments.end()?;
     let flood = Flood::new(&interface, what)?;
@@ -47,7 +48,11 @@ pub fn run(arguments: &mut Arguments) -> Result<Value> {
         let filled = flood.fill(frames);
         let started = Instant::now();
         drop(standing);
-        let (after, last) = until_still(&interface, before)?;
+        let end = Moved {
+            read: before.read + filled,
+            written: before.written + if is_both { filled } else { 0 },
+        };
+        let (after, last) = until_still(&interface, before, end)?;
         if after.read == before.read {
             return Err(Error::Peer(format!(
                 "no frame is read from {interface}, though its queue is full"
@@ -64,15 +69,18 @@ pub fn run(arguments: &mut Arguments) -> Result<Value> {
     Ok(json!({ "read": read, "written": written, "seconds": emptying.as_secs_f64() }))
 }
 
-/// The counters when they have come to rest, and when they last changed.
-fn until_still(interface: &str, before: Moved) -> Result<(Moved, Instant)> {
+/// The counters when they have come to the end or to rest, and when they last changed.
+fn until_still(interface: &str, before: Moved, end: Moved) -> Result<(Moved, Instant)> {
     let (mut seen, mut last) = (before, Instant::now());
-    while last.elapsed()
-        < if seen == before {
-            PATIENCE
-        } else {
-            STILL_AFTER
-        }
+    let is_over =
+        |seen: Moved| seen != before && seen.read >= end.read && seen.written >= end.written;
+    while !is_over(seen)
+        && last.elapsed()
+            < if seen == before {
+                PATIENCE
+            } else {
+                STILL_AFTER
+            }
     {
         std::thread::sleep(LOOK_EVERY);
         let now = moved(interface)?;

@@ -6,7 +6,7 @@
 //!            [--threads N]
 //! tap-read   --tap NAME --bytes N --frames N --seconds S --fill-cpu N --read-cpu N
 //!            [--method read|readv|io_uring] [--gso] [--both]
-//! tap-drain  --tap NAME --bytes N --frames N --seconds S --pid DEVICE --front-end PID [--gso] [--flows N]
+//! tap-drain  --tap NAME --bytes N --frames N --seconds S --pid DEVICE --front-end PID [--gso] [--flows N] [--both]
 //! front-end  --socket PATH --direction tx|rx|both|loop --bytes N --seconds S [--ring split|packed]
 //!            [--pairs N] [--size N] [--log] [--gso] [--hugepages] [--gentle]
 //!            [--burst INTERFACE --pid N --frames N [--flows N] [--lossy]]

@@ -31,6 +31,7 @@ BURST_FRAMES = 32_768
 """Many, since their end is seen on the kernel's counters, 0.2 ms late."""
 QUEUE_FRAMES = 40_000
 WARM_UP_SECONDS = 0.1
+LATE_SECONDS, LATE_SECONDS_LOSSY = 5.0, 0.05
 RX_SCATTER = 1 << 13
 """RTE_ETH_RX_OFFLOAD_SCATTER: frames longer than a buffer come in several (VIRTIO_NET_F_MRG_RXBUF)."""
 RX_SEGMENTS = 1 << 2 | 1 << 3 | 1 << 4
@@ -106,12 +107,17 @@ class Driven:
             tap=self.tap,
             bytes=shape.size_bytes,
             gso=shape.is_gso,
+            both=shape.direction == BOTH,
             frames=BURST_SEGMENTS if shape.is_gso else BURST_FRAMES,
             flows=FLOWS if shape.pairs > 1 else 0,
             pid=self.who.pid,
             **{"front-end": self.front_end.pid},
         )
-        arrived = self._statistic("RX-packets") - before
+        # The last ones have been read from the tap, and are on their way through the ring.
+        deadline = time.monotonic() + (LATE_SECONDS_LOSSY if self.who.is_lossy else LATE_SECONDS)
+        while (arrived := self._statistic("RX-packets") - before) < moved["read"]:
+            if time.monotonic() > deadline:
+                break
         if arrived < moved["read"] and not self.who.is_lossy:
             raise LabError(f"{moved['read'] - arrived} frames that {self.tap} gave did not arrive")
         frames = arrived + (moved["written"] if shape.direction == BOTH else 0)
