@@ -7,7 +7,8 @@ import pytest
 
 from vdpa_net.bench.case import SUBJECT, Bound, Case, CaseResult, Goal, Series, Shared, run_case
 from vdpa_net.bench.report import Report
-from vdpa_net.errors import LabError
+from vdpa_net.bench.run import Measured
+from vdpa_net.errors import LabError, MissingTool
 
 PEER = "peer"
 
@@ -93,3 +94,22 @@ def test_a_case_that_takes_long_has_no_more_rounds_than_it_wants() -> None:
     case = Case("key", "title", "us", {SUBJECT: lambda: 1.0}, max_rounds=2)
     assert len(run_case(case, rounds=5).series[SUBJECT].samples) == 2
     assert len(run_case(case, rounds=1).series[SUBJECT].samples) == 1
+
+
+def test_a_case_that_can_not_be_measured_leaves_the_others_alone() -> None:
+    def fail() -> float:
+        raise LabError("nobody there")
+
+    measured = Measured()
+    for key, take in (("a", lambda: 1.0), ("b", fail), ("c", lambda: 0.0), ("d", lambda: 2.0)):
+        measured.add(Case(key, key, "us", {SUBJECT: lambda: 1.0, PEER: take}), rounds=1)
+    assert [result.case.key for result in measured.results] == ["a", "d"]
+    assert measured.failures == ["b: nobody there", f"c: c: {PEER} measured 0 us; expected more"]
+
+
+def test_a_missing_peer_ends_the_run() -> None:
+    def fail() -> float:
+        raise MissingTool("no testpmd: run `vdpa-net lab build`")
+
+    with pytest.raises(MissingTool, match="lab build"):
+        Measured().add(Case("a", "a", "us", {SUBJECT: fail}), rounds=1)

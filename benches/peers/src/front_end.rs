@@ -2,7 +2,7 @@
 //! A vhost-user front end that does nothing but drive the rings of a net device as fast as it can.
 
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use vhost::vhost_user::message::VhostUserVirtioFeatures;
@@ -28,6 +28,9 @@ const RECEIVE_BUFFER_BYTES: usize = 2048 - 64;
 const TURNS: u32 = 64;
 const PAUSE: Duration = Duration::from_micros(20);
 const WARM_UP_SECONDS: f64 = 0.1;
+/// How long the first frame may take: a device may start its rings later than it was asked to.
+const PATIENCE: Duration = Duration::from_secs(5);
+const FIRST_LOOK_SECONDS: f64 = 0.001;
 
 struct Options {
     socket: String,
@@ -136,7 +139,7 @@ pub fn run(arguments: &mut Arguments) -> Result<Value> {
     session.start(options.features(), &memory, &queues, options.is_logging)?;
     let sample = match &options.burst {
         Some(burst) => burst.run(&mut queues, options.seconds)?,
-        None => drive(&options, &mut queues),
+        None => drive(&options, &mut queues)?,
     };
     session.stop()?;
     Ok(sample)
@@ -157,17 +160,27 @@ fn make_queues(
 }
 
 /// Turn the rings until the time is over.
-fn drive(options: &Options, queues: &mut [Queue]) -> Value {
+fn drive(options: &Options, queues: &mut [Queue]) -> Result<Value> {
     let mut driven: Vec<(usize, &mut Queue)> = queues
         .iter_mut()
         .enumerate()
         .filter(|(index, _)| options.is_driven(*index))
         .collect();
     driven.iter_mut().for_each(|(_, queue)| queue.fill());
+    let deadline = Instant::now() + PATIENCE;
+    while counted(options, &driven) == 0 {
+        if Instant::now() > deadline {
+            return Err(Error::Peer(format!(
+                "{} moves no frame of {}",
+                options.socket, options.direction
+            )));
+        }
+        turn_for(FIRST_LOOK_SECONDS, options, &mut driven);
+    }
     turn_for(WARM_UP_SECONDS, options, &mut driven);
     let before = counted(options, &driven);
     let clock = turn_for(options.seconds, options, &mut driven);
-    clock.report(counted(options, &driven) - before)
+    Ok(clock.report(counted(options, &driven) - before))
 }
 
 fn counted(options: &Options, queues: &[(usize, &mut Queue)]) -> u64 {

@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from vdpa_net.bench.rings import ring_cases
 from vdpa_net.bench.tap_limits import Bare
 from vdpa_net.bench.taps import tap_cases
 from vdpa_net.bench.virtio_user import user_cases
-from vdpa_net.errors import OptionError
+from vdpa_net.errors import LabError, MissingTool, OptionError
 from vdpa_net.lab import image
 from vdpa_net.lab.network import LabNetwork, enter_private_network
 from vdpa_net.lab.progress import ProgressCallback, shown_on
@@ -66,8 +66,9 @@ class BenchOptions:
 def run_bench(options: BenchOptions, console: Console) -> Report:
     """Measure, print the table, write what was asked for.
 
-    Moves this process into a private network. Raises MissingTool for a peer that is not there, LabError for a
-    sample that can't be taken, OptionError for an unknown group.
+    Moves this process into a private network. Raises MissingTool for a peer that is not there, LabError for
+    samples that can't be taken (all else has been measured and written by then), OptionError for an unknown
+    group.
     """
     unknown = set(options.groups) - set(GROUPS)
     if unknown:
@@ -76,9 +77,11 @@ def run_bench(options: BenchOptions, console: Console) -> Report:
     machine = host.describe() | {"peers": host.peer_versions(image.require(options.cache).root)}
     enter_private_network()
     with tempfile.TemporaryDirectory(prefix="vdpa-net-bench-") as directory, shown_on(console) as progress:
-        results = _run_groups(options, Path(directory), progress)
-    report = Report(machine, options.rounds, options.seconds, results, options.poll_us)
+        measured = _run_groups(options, Path(directory), progress)
+    report = Report(machine, options.rounds, options.seconds, measured.results, options.poll_us)
     tell(report, options, console)
+    if measured.failures:
+        raise LabError("these cases could not be measured:\n" + "\n".join(measured.failures))
     return report
 
 
@@ -94,10 +97,10 @@ def tell(report: Report, options: BenchOptions, console: Console) -> None:
             console.print(f"picture: {path}", highlight=False)
 
 
-def _run_groups(options: BenchOptions, directory: Path, progress: ProgressCallback) -> list[CaseResult]:
+def _run_groups(options: BenchOptions, directory: Path, progress: ProgressCallback) -> Measured:
     built = image.require(options.cache)
     peers = Peers(options.seconds)
-    results: list[CaseResult] = []
+    measured = Measured()
     with ExitStack() as stack:
         network = stack.enter_context(LabNetwork())
         bare = cache(lambda: Bare.prepare(peers, network))
@@ -117,5 +120,25 @@ def _run_groups(options: BenchOptions, directory: Path, progress: ProgressCallba
                 wanted = [case for case in cases if options.only in case.key]
                 for number, case in enumerate(wanted):
                     progress(case.title, number / len(wanted))
-                    results.append(run_case(case, options.rounds))
-    return results
+                    measured.add(case, options.rounds)
+    return measured
+
+
+@dataclass
+class Measured:
+    """What could be measured, and why the rest could not."""
+
+    results: list[CaseResult] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+    def add(self, case: Case, rounds: int) -> None:
+        """Measure a case; one that can't be leaves the others alone. Raises MissingTool."""
+        try:
+            result = run_case(case, rounds)
+            result.ratios()
+        except MissingTool:
+            raise
+        except LabError as error:
+            self.failures.append(f"{case.key}: {error}")
+        else:
+            self.results.append(result)
