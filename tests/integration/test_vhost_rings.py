@@ -200,8 +200,9 @@ def test_a_log_that_is_replaced_and_cleared_while_a_ring_is_disabled_is_followed
     second.close()
 
 
+@pytest.mark.parametrize("says_status", [False, True], ids=["bases", "status 0 and bases"])
 def test_the_last_base_is_told_before_the_log_goes_off_and_the_device_is_reset(
-    guest: VhostGuest, side: VhostSide
+    guest: VhostGuest, side: VhostSide, says_status: bool
 ) -> None:
     """A machine that migrates stands still until then; the stop has completed the log."""
     log = DirtyLog.for_memory_end(END, PAGE)
@@ -217,6 +218,8 @@ def test_the_last_base_is_told_before_the_log_goes_off_and_the_device_is_reset(
             seen.append((name, answered.wait(PATIENCE_S))) if name in ("log_stopping", "reset") else None
         )
     )
+    if says_status:
+        guest.front_end.request(Request.SET_STATUS, U64.pack(0))
     for queue in (RX, TX):
         get_base(guest, queue)
     marked = log.harvest()

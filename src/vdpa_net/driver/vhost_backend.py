@@ -7,7 +7,6 @@ docs/vhost-user.md says it message by message.
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Final
@@ -60,8 +59,9 @@ RING_RESET is not among them: QEMU gives it to its guest where a back end offers
 end nothing of a queue that the guest has reset (hw/net/virtio-net.c does that for taps only).
 """
 
-SWITCH_OVER_S: Final = 0.005
-"""How long a front end that has stopped all rings while it logged is left alone: it sends the last pages."""
+SWITCH_OVER_S: Final = 0.05
+"""How long a front end that has stopped all rings while it logged is left alone: it sends the last pages, and
+what it sends them to starts."""
 
 _KEPT_COMPLAINTS: Final = 64
 
@@ -133,7 +133,11 @@ class VhostBackend:
         with self._lock:
             self._status = status
             if status == 0:
-                self._rings.stop_all()
+                if self._driver.is_logging:
+                    # QEMU migrates: its machine stands still until GET_VRING_BASE, the next, is answered.
+                    self._rings.stop_rings()
+                else:
+                    self._rings.stop_all()
                 self._config.reset()
             elif status & virtio_pci.Status.DRIVER_OK:
                 self._rings.settle(all_described=True)
@@ -232,7 +236,7 @@ class VhostBackend:
             self._rings.set_base(index, num)
 
     def get_vring_base(self, index: int) -> int:
-        """Stop the ring; where it stands. What remains to be done for a stop is left to `answered`."""
+        """Stop the ring; where it stands. What remains to be done for a stop is left to `finish_stops`."""
         with self._lock:
             return self._rings.get_base(index)
 
@@ -289,18 +293,19 @@ class VhostBackend:
         if before is not None:
             before.close()
 
-    def answered(self) -> None:
-        """A machine that migrates stands still until GET_VRING_BASE is answered: the rest comes behind it."""
+    @property
+    def quiet_s(self) -> float | None:
+        """A machine that migrates stands still while its rings stop: what can wait comes behind that."""
         if self._rings.is_finished:
-            return
-        if self._driver.is_logging:
-            if not self._rings.are_stopped:
-                # So will the others, and the machine stands still already.
-                return
-            # Our work would take a processor from what the front end still has to send.
-            time.sleep(SWITCH_OVER_S)
-        with self._lock:
-            self._rings.finish_stops()
+            return None
+        # Our work would take a processor from what the front end still has to send.
+        return SWITCH_OVER_S if self._driver.is_logging else 0.0
+
+    def finish_stops(self) -> None:
+        """Give kicks of stopped rings back; when all have stopped, log off and reset."""
+        if not self._rings.is_finished:
+            with self._lock:
+                self._rings.finish_stops()
 
     def disconnected(self) -> None:
         """The front end is gone: stop, reset, unmap, forget."""

@@ -100,13 +100,14 @@ class VhostRings:
     def get_base(self, index: int) -> int:
         """Stop the ring; where it stands. Then `finish_stops` is due."""
         vring = self._ring(index)
-        self._stop(vring)
+        self._stop_for_now(vring)
         self.on_stopped()
-        if vring.kick is not None:
-            self._old_kicks.append((index, vring.kick))
-            vring.kick = None
-        self._is_finished = False
         return self._base(vring)
+
+    def stop_rings(self) -> None:
+        """Stop every ring. Then `finish_stops` is due."""
+        for vring in self._vrings:
+            self._stop_for_now(vring)
 
     @property
     def is_finished(self) -> bool:
@@ -311,6 +312,13 @@ class VhostRings:
 
     def _base(self, vring: Vring) -> int:
         return initial_ring_state(packed=self._is_packed) if vring.base is None else vring.base
+
+    def _stop_for_now(self, vring: Vring) -> None:
+        self._stop(vring)
+        if vring.kick is not None:
+            self._old_kicks.append((vring.index, vring.kick))
+            vring.kick = None
+        self._is_finished = False
 
     def _stop(self, vring: Vring) -> None:
         if (timer := self._discard_later.pop(vring.index, None)) is not None:

@@ -12,6 +12,7 @@ import array
 import contextlib
 import errno
 import os
+import select
 import socket
 import stat
 import struct
@@ -76,6 +77,12 @@ class FdSocket(Closing):
         value = struct.pack("@ll", int(seconds), int(seconds % 1 * 1_000_000))
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+    def is_quiet(self, seconds: float) -> bool:
+        """Whether nothing comes for so long, not even the end of the stream."""
+        poll = select.poll()
+        poll.register(self._sock, select.POLLIN)
+        return not poll.poll(seconds * 1000)
 
     def recv_exact(self, size: int, fds: list[int] | None = None) -> bytes:
         """Receive exactly `size` bytes; descriptors that come with them are appended to `fds`.

@@ -112,8 +112,12 @@ class Backend(Protocol):
     def get_status(self) -> int:
         """Device status."""
 
-    def answered(self) -> None:
-        """What the front end waits for has been sent: whatever could wait until then.
+    @property
+    def quiet_s(self) -> float | None:
+        """How long the front end should have said nothing before `finish_stops`; None: nothing is due."""
+
+    def finish_stops(self) -> None:
+        """What could wait when rings were stopped. It is done before any message but GET_VRING_BASE.
 
         An error ends the connection, since the front end can't be told of it any more.
         """

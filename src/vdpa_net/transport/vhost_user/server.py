@@ -28,6 +28,7 @@ __all__ = ["Backend", "VhostUserClient", "VhostUserPeer", "VhostUserServer"]
 _KEPT_ERRORS = 64
 _KEPT_MESSAGES = 4096
 _NOT_KEPT = ("IOTLB_MSG",)
+_MAY_COME_BEFORE_STOPS_ARE_FINISHED = "GET_VRING_BASE"
 _LEAST_PAUSE_S = 0.1
 _MOST_PAUSE_S = 1.0
 
@@ -108,6 +109,9 @@ class VhostUserPeer(ABC, Closing):
         session = Session()
         try:
             while True:
+                quiet_s = self._backend.quiet_s
+                if quiet_s is not None and sock.is_quiet(quiet_s):
+                    self._backend.finish_stops()
                 self._serve_message(sock, session)
         except PeerGone:
             pass
@@ -120,13 +124,14 @@ class VhostUserPeer(ABC, Closing):
         try:
             header = session.header(sock.recv_exact(HEADER.size, fds))
             payload = sock.recv_exact(header.size_bytes, fds) if header.size_bytes else b""
+            if header.name != _MAY_COME_BEFORE_STOPS_ARE_FINISHED:
+                self._backend.finish_stops()
             answer = self._answer(session, header, payload, fds)
         finally:
             # Whoever keeps a descriptor has duplicated it.
             close_fds(fds)
         if answer is not None:
             sock.send(answer)
-        self._backend.answered()
 
     def _answer(self, session: Session, header: Header, payload: bytes, fds: Sequence[int]) -> bytes | None:
         arrived_ns = time.monotonic_ns()
