@@ -33,6 +33,10 @@ EXPECTED = {
 }
 """Lines that fail with split rings."""
 
+MAY_FAIL = {"late-ring-state=60000": {"announcement"}}
+"""Lines that fail as well where the guest reads num_buffers from a buffer that was completed twice: of the
+10,000s of buffers that it then waits for each frame behind is one, the announcement included."""
+
 EXPECTED_PACKED = {
     **{fault: lines for fault, lines in EXPECTED.items() if not fault.startswith("ring-state")},
     # The ring itself says that the place to go on at was used before; nothing gets through any more.
@@ -50,7 +54,8 @@ def fired(verdict_context: dict[str, object]) -> dict[str, int]:
 @pytest.mark.parametrize("fault", EXPECTED)
 def test_fault_fires_and_fails_its_lines(tmp_path: Path, fault: str) -> None:
     verdict = migrate(tmp_path, faults=(fault,))
-    assert set(verdict.failed()) == EXPECTED[fault], report(verdict)
+    failed = set(verdict.failed())
+    assert EXPECTED[fault] <= failed <= EXPECTED[fault] | MAY_FAIL.get(fault, set()), report(verdict)
     assert fired(verdict.context)[fault] >= 1
     assert verdict.exit_code == 1
 
