@@ -36,6 +36,17 @@ OF_LIMIT = {TX: 1.0, RX: 0.95}
 OF_LIMIT_GSO = 0.9
 
 
+def dpdk_for(shape: Shape) -> tuple[str, int]:
+    """Which of DPDK's series stands beside a shape, and its size of frames; 0: that of the shape."""
+    return (DPDK_LONG, LONG) if shape.is_gso else (DPDK, 0)
+
+
+def limit_goals(shape: Shape, limit: str) -> list[Goal]:
+    """What is wanted of the bare tap's loop, if anything is."""
+    wanted = OF_LIMIT_GSO if shape.is_gso else OF_LIMIT.get(shape.direction)
+    return [Goal(limit, at_least=wanted)] if wanted else []
+
+
 @dataclass(frozen=True)
 class OnTap:
     """A contestant and the interface of its tap."""
@@ -87,16 +98,13 @@ class Taps:
 
     def _plain(self, shape: Shape) -> Case:
         limit, take_limit = self.bare.limit(shape)
-        dpdk = DPDK_LONG if shape.is_gso else DPDK
+        dpdk, dpdk_bytes = dpdk_for(shape)
         contestants: dict[str, Take] = {
             SUBJECT: partial(self.drive, self.device, shape),
             limit: take_limit,
-            dpdk: partial(self.drive, self.dpdk, shape, LONG if shape.is_gso else 0),
+            dpdk: partial(self.drive, self.dpdk, shape, dpdk_bytes),
         }
-        goals = [Goal(dpdk, at_least=1.0)]
-        wanted = OF_LIMIT_GSO if shape.is_gso else OF_LIMIT.get(shape.direction)
-        if wanted:
-            goals.append(Goal(limit, at_least=wanted))
+        goals = [Goal(dpdk, at_least=1.0), *limit_goals(shape, limit)]
         if shape.is_gso and shape.direction == TX:
             contestants[WRITE_RING] = partial(self.bare.write, shape, buffers=RING_SIZE)
             goals.append(Goal(WRITE_RING, at_least=OF_LIMIT_GSO))

@@ -20,7 +20,7 @@ from vdpa_net.bench.contestants import Device, Dpdk
 from vdpa_net.bench.native import FRONT_END_CPU, Peers
 from vdpa_net.bench.shapes import BOTH, DIRECTIONS, GSO_BYTES, LONG, MIDDLE, RX, SMALL, TX, Shape
 from vdpa_net.bench.tap_limits import BURST_SEGMENTS, Bare
-from vdpa_net.bench.taps import DPDK, DPDK_LONG, FLOWS, OF_LIMIT, OF_LIMIT_GSO, RING_SIZE
+from vdpa_net.bench.taps import FLOWS, RING_SIZE, dpdk_for, limit_goals
 from vdpa_net.bench.testpmd import Testpmd
 from vdpa_net.errors import LabError
 from vdpa_net.lab.image import Image
@@ -194,13 +194,12 @@ def _front_end(name: str, who: Device | Dpdk, image: Image, directory: Path, rin
 def _case(shape: Shape, bare: Bare, matches: Mapping[Rings, Match]) -> Case:
     match = matches[Rings(shape.packed, shape.pairs)]
     limit, take_limit = bare.limit(shape)
-    dpdk = DPDK_LONG if shape.is_gso else DPDK
+    dpdk, dpdk_bytes = dpdk_for(shape)
     takes: dict[str, Take] = {SUBJECT: partial(match.device.sample, shape)}
     goals = [Goal(dpdk, at_least=1.0)]
     if shape.pairs == 1:
         takes[limit] = take_limit
-        wanted = OF_LIMIT_GSO if shape.is_gso else OF_LIMIT.get(shape.direction)
-        goals += [Goal(limit, at_least=wanted)] if wanted else []
-    takes[dpdk] = partial(match.dpdk.sample, shape, LONG if shape.is_gso else 0)
+        goals += limit_goals(shape, limit)
+    takes[dpdk] = partial(match.dpdk.sample, shape, dpdk_bytes)
     key = f"user-{shape.key.partition('-')[2]}"
     return Case(key, f"virtio_user, {shape.title}", shape.unit, takes, tuple(goals))

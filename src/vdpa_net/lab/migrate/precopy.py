@@ -241,10 +241,9 @@ class Precopy:
     def _glide(self, remaining_bytes: int) -> None:
         """Become slower with what remains of the first pass: later passes must not run at its speed."""
         pace = self.options.pace
-        if pace.glide_s:
-            wanted = int(remaining_bytes / pace.glide_s)
-            least, most = pace.later_passes_bytes_per_s, pace.end_of_first_pass_bytes_per_s
-            self._set(max(least, min(most, wanted)))
+        wanted = int(remaining_bytes / pace.glide_s)
+        least, most = pace.later_passes_bytes_per_s, pace.end_of_first_pass_bytes_per_s
+        self._set(max(least, min(most, wanted)))
 
     def _watch(self) -> Mapping[str, int]:
         """Note what QEMU and the device have done so far."""
@@ -268,7 +267,7 @@ class Precopy:
                 return sent // PAGE_BYTES
             # QEMU announces passes, not how far one has come.
             near = sent >= share * total / 2
-            time.sleep(self.options.pace.sample_s if near else max(WATCH_SECONDS, self.options.pace.sample_s))
+            time.sleep(self.options.pace.sample_s if near else WATCH_SECONDS)
         return 0
 
     def _wait_for_pages(self, load: Load) -> None:
