@@ -69,8 +69,9 @@ class MappedRegion:
 class MemoryTable:
     """All regions. A change is made whole or not at all; what stays the same stays mapped meanwhile.
 
-    `on_close` is called with a region that goes away before its descriptor is given back. `at_rest` keeps the
-    device from its memory while addresses that it may use change their place.
+    `on_close` is called with a region that goes away before its descriptor is given back, `on_remove` before
+    the device loses one that `remove` takes away. `at_rest` keeps the device from its memory while addresses
+    that it may use change their place.
     """
 
     def __init__(self, maps: DmaTarget) -> None:
@@ -78,6 +79,7 @@ class MemoryTable:
         self._mapped: list[MappedRegion] = []
         self._direct = True
         self.on_close: Callable[[MappedRegion], None] = lambda _region: None
+        self.on_remove: Callable[[MemoryRegion], None] = lambda _region: None
         self.at_rest: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
     def _close(self, item: MappedRegion) -> None:
@@ -137,6 +139,8 @@ class MemoryTable:
                 if item.times_added > 1:
                     item.times_added -= 1
                     return
+                if self._direct:
+                    self.on_remove(item.region)
                 self._unmap(item)
                 self._mapped.remove(item)
                 self._close(item)
@@ -168,6 +172,14 @@ class MemoryTable:
         raise ProtocolError(
             f"{what}: user address {user_address:#x} with {size} bytes is in no memory region"
         )
+
+    def has(self, guest_address: int, size: int) -> bool:
+        """Whether each of these guest addresses is in some region."""
+        end = guest_address + size
+        for region in sorted(self.regions, key=lambda region: region.guest_address):
+            if region.guest_address <= guest_address < region.guest_address + region.size:
+                guest_address = region.guest_address + region.size
+        return guest_address >= end
 
     def set_direct(self, direct: bool) -> None:
         """Whether the device reaches the guest's memory by guest physical addresses, or by translations only.

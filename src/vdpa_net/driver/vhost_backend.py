@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from vdpa_net.driver.config_interrupt import ConfigInterrupt
+from vdpa_net.driver.memory_rest import MemoryRest
 from vdpa_net.driver.memory_table import MemoryTable
 from vdpa_net.driver.vdpa_driver import VdpaDriver
 from vdpa_net.driver.vhost_config import VhostConfig
@@ -93,6 +94,7 @@ class VhostBackend:
             driver, self._iommu, 2 * self._queue_pairs, self._lock, self.complaints.append
         )
         self._memory.at_rest = self._rings.at_rest
+        self._rest = MemoryRest(self._rings, self._memory, self._lock, self.complaints.append)
         self._rings.needs_enable = lambda: bool(self._features & F_PROTOCOL_FEATURES)
         self._rings.device_features = self._device_features
         self._rings.on_start = self._on_start
@@ -189,7 +191,7 @@ class VhostBackend:
         """Replace the memory table, also while the rings run."""
         with self._lock:
             self._memory.replace(regions, fds)
-            self._rings.settle()
+            self._rest.end()
 
     def add_mem_region(self, region: MemoryRegion, fd: int) -> None:
         """Add a region, also while the rings run."""
@@ -197,10 +199,11 @@ class VhostBackend:
             if len(self._memory.regions) >= MAX_MEM_SLOTS:
                 raise ProtocolError(f"ADD_MEM_REG: there are {MAX_MEM_SLOTS} regions, which is the limit")
             self._memory.add(region, fd)
+            self._rest.added()
             self._rings.settle()
 
     def remove_mem_region(self, region: MemoryRegion) -> None:
-        """Remove a region."""
+        """Remove a region. Rings that run rest until its memory is back, or does not come."""
         with self._lock:
             self._memory.remove(region)
 
@@ -310,6 +313,7 @@ class VhostBackend:
     def disconnected(self) -> None:
         """The front end is gone: stop, reset, unmap, forget."""
         with self._lock:
+            self._rest.forget()
             self._rings.forget()
             self._driver.withdraw()
             misses = self._iommu.disconnected()

@@ -63,7 +63,7 @@ class VhostRings:
         self._discard_later: dict[int, Timer] = {}
         self._vrings = [Vring(index) for index in range(count)]
         self._old_kicks: list[tuple[int, int]] = []
-        self._is_finished = True
+        self._resting: set[int] = set()
         self.needs_enable: Callable[[], bool] = lambda: False
         self.device_features: Callable[[], int] = lambda: 0
         self.log: Callable[[], LogArea | None] = lambda: None
@@ -112,7 +112,7 @@ class VhostRings:
     @property
     def is_finished(self) -> bool:
         """Whether nothing is left to do for rings that have stopped."""
-        return self._is_finished
+        return not self._old_kicks and not (self._driver.is_running and self.are_stopped)
 
     @property
     def are_stopped(self) -> bool:
@@ -121,7 +121,6 @@ class VhostRings:
 
     def finish_stops(self) -> None:
         """Give the kicks of stopped rings back; after the last one, whose marks are made: log off, reset."""
-        self._is_finished = True
         while self._old_kicks:
             index, kick = self._old_kicks.pop()
             if self._vrings[index].kick is None:
@@ -173,7 +172,7 @@ class VhostRings:
         """Serve the ring or not. One that is not served any more is drained first."""
         vring = self._ring(index)
         vring.enabled = enable
-        if not enable and self.needs_enable() and self._driver.is_enabled(index):
+        if not enable and self.needs_enable() and self._runs(index):
             self._stop(vring)
             if vring.is_transmit and vring.is_started:
                 self._discard_soon(vring)
@@ -188,7 +187,7 @@ class VhostRings:
 
     def settle(self, *, all_described: bool = False) -> None:
         """Start what can be started. `all_described`: no further ring is waited for."""
-        if not self._memory.regions:
+        if not self._memory.regions or self._resting:
             return
         ready = [vring for vring in self._vrings if self._is_ready(vring) and self._is_reachable(vring)]
         if self._driver.is_running:
@@ -198,22 +197,38 @@ class VhostRings:
         elif ready and (all_described or _has_a_pair(ready)):
             self._start(ready)
 
+    def rest(self) -> bool:
+        """Serve no ring from now on; whether there is one that `go_on` lets go on where it stood.
+
+        Raises what the device raises; then no ring rests.
+        """
+        try:
+            for vring in self._vrings:
+                if self._discarder.has(vring.index):
+                    self._stop(vring)
+                    self._discard_soon(vring)
+                elif self._driver.is_enabled(vring.index):
+                    self._resting.add(vring.index)
+                    self._driver.stop_queue(vring.index)
+        except BaseException:
+            self.go_on()
+            raise
+        return bool(self._resting)
+
+    def go_on(self) -> None:
+        """Serve the rings that rest, and start what has become ready meanwhile."""
+        while self._resting:
+            self._driver.resume_queue(self._resting.pop())
+        self.settle()
+
     @contextlib.contextmanager
     def at_rest(self) -> Iterator[None]:
         """No ring is served meanwhile; each goes on where it stood."""
-        served = [vring.index for vring in self._vrings if self._driver.is_enabled(vring.index)]
-        discarded = [vring for vring in self._vrings if self._discarder.has(vring.index)]
+        self.rest()
         try:
-            for vring in discarded:
-                self._stop(vring)
-            for index in served:
-                self._driver.stop_queue(index)
             yield
         finally:
-            for index in served:
-                self._driver.resume_queue(index)
-            for vring in discarded:
-                self._discard_soon(vring)
+            self.go_on()
 
     def stop_all(self) -> None:
         """A device reset: every ring stops, and the device with them. Raises what the device does."""
@@ -245,7 +260,7 @@ class VhostRings:
         while self._old_kicks:
             with contextlib.suppress(VdpaNetError):
                 self._unbind_kick(*self._old_kicks.pop())
-        self._is_finished = True
+        self._resting.clear()
         for vring in self._vrings:
             with contextlib.suppress(VdpaNetError):
                 self._driver.bind_call(vring.index, None)
@@ -267,7 +282,10 @@ class VhostRings:
 
     def _is_served(self, vring: Vring) -> bool:
         index = vring.index
-        return self._driver.is_enabled(index) or self._discarder.has(index) or index in self._discard_later
+        return self._runs(index) or self._discarder.has(index) or index in self._discard_later
+
+    def _runs(self, index: int) -> bool:
+        return self._driver.is_enabled(index) or index in self._resting
 
     def _is_ready(self, vring: Vring) -> bool:
         return vring.is_started and (vring.enabled or not self.needs_enable())
@@ -318,12 +336,12 @@ class VhostRings:
         if vring.kick is not None:
             self._old_kicks.append((vring.index, vring.kick))
             vring.kick = None
-        self._is_finished = False
 
     def _stop(self, vring: Vring) -> None:
         if (timer := self._discard_later.pop(vring.index, None)) is not None:
             timer.cancel()
-        if self._driver.is_enabled(vring.index):
+        if self._runs(vring.index):
+            self._resting.discard(vring.index)
             self._stopped_at(vring, self._driver.stop_queue(vring.index))
         elif self._discarder.has(vring.index):
             self._stopped_at(vring, self._discarder.stop(vring.index))
