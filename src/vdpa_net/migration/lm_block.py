@@ -19,6 +19,9 @@ from vdpa_net.wire.lm import LOGGING_CTRL_MASK, PAIRS, Profile, ring_state_name
 if TYPE_CHECKING:
     from vdpa_net._native import DmaSpace
 
+Refusal = tuple[int, str]
+"""BASE, and why a log can't be there."""
+
 _USED_HALF = 0xFFFF_0000
 _RING_STATE_PREFIX = ring_state_name(0).split("[", maxsplit=1)[0]
 
@@ -68,6 +71,8 @@ class LmBlock:
         self.faults: list[RegisterFault] = []
         self._queue_of = {ring_state_name(queue): queue for queue in range(profile.max_queues)}
         self._asked_on = 0
+        self._range_is_new = False
+        self._stale_refusal: Refusal | None = None
         self._values = {
             register.name: register.reset for register in profile.registers if self._is_plain(register)
         }
@@ -110,11 +115,14 @@ class LmBlock:
             self._store_pairs(value)
         else:
             self._values[register.name] = value
+            self._range_is_new = True
             if register.name == "LM_END_ADDR_HIGH" and self._asked_on:
+                self._stale_refusal = None
                 self._start_log(self._asked_on)
 
     def reset(self) -> None:
         """Back to the initial values; logging stops after every mark of earlier writes has been made."""
+        self._record_stale_refusal()
         was_logging = self.logging
         if was_logging:
             self._emit("log_stopping", {})
@@ -122,6 +130,7 @@ class LmBlock:
         self._space.stop_log()
         self._values = dict.fromkeys(self._values, 0)
         self._asked_on = 0
+        self._range_is_new = False
         if was_logging:
             self._emit("log_stopped", {"reason": "reset"})
 
@@ -171,25 +180,40 @@ class LmBlock:
             on = " or ".join(str(item) for item in self.profile.logging_on)
             self._violations.record("lm", "bad_logging_ctrl", value, "LM_LOGGING_CTRL", f"expected 0 or {on}")
             return
+        self._record_stale_refusal()
         # DPDK's stores are no volatile ones: as Debian compiles them, BASE and END come behind CTRL.
         self._asked_on = value if self.profile.range_after_ctrl else 0
-        if value and not (self._asked_on and self.end == 0):
-            self._start_log(value)
-        elif not value and self.logging:
+        if value:
+            self._start_log(value, range_may_come=bool(self._asked_on) and not self._range_is_new)
+        elif self.logging:
             self._stop_log()
 
-    def _start_log(self, value: int) -> None:
+    def _start_log(self, value: int, *, range_may_come: bool = False) -> None:
         switched = self.logging
         try:
             self._space.start_log(self.base, self.end)
         except DmaError as error:
-            detail = f"BASE {self.base:#x}, END {self.end:#x}: {error}"
-            self._violations.record("lm", "log_start_refused", self.base, "LM_LOGGING_CTRL", detail)
+            refusal = (self.base, f"BASE {self.base:#x}, END {self.end:#x}: {error}")
+            if range_may_come:
+                self._stale_refusal = refusal
+            else:
+                self._record_refusal(refusal)
             return
+        self._range_is_new = False
         # Marks under way may still go to the log before: the next access has to find it at rest.
         self._space.barrier()
         self._values["LM_LOGGING_CTRL"] = value
         self._emit("log_started", {"base": self.base, "end": self.end, "switched": switched})
+
+    def _record_refusal(self, refusal: Refusal) -> None:
+        base, detail = refusal
+        self._violations.record("lm", "log_start_refused", base, "LM_LOGGING_CTRL", detail)
+
+    def _record_stale_refusal(self) -> None:
+        """No new range has come to a start that could not be had with the old one."""
+        refusal, self._stale_refusal = self._stale_refusal, None
+        if refusal is not None:
+            self._record_refusal(refusal)
 
     def _stop_log(self) -> None:
         # Whoever compares writes with marks has to do it now: writes behind the stop are not marked.
