@@ -20,7 +20,7 @@ CRATES := rust/dataplane rust/python
 RUST := Cargo.toml $(wildcard Cargo.lock) $(shell find $(CRATES) -name '*.rs' -o -name Cargo.toml)
 AGENT_RUST := Cargo.toml $(wildcard Cargo.lock) $(shell find rust/guest-agent -name '*.rs' -o -name Cargo.toml)
 
-.PHONY: help build demo bench bench-full bench-docs bench-peers bench-tools test test-all check wheel clean build-tools lab-tools test-tools check-tools lab-image
+.PHONY: help build built demo bench bench-full bench-docs bench-peers bench-tools test test-all check wheel clean build-tools lab-tools test-tools check-tools lab-image
 
 help:
 	@echo 'make demo      set up everything, then migrate a guest between two devices and judge the result'
@@ -33,7 +33,12 @@ help:
 	@echo 'make bench-full bench-docs   the same at length, and the figures in docs/performance.md from it'
 	@echo 'make clean     remove what the other targets made here (the lab image in your cache stays)'
 
-build: .venv/stamp-packages $(AGENT) .venv/stamp-extension .venv/stamp-bytecode
+# Two at the same time would take each other's extension module away. The lock is taken before the stamps are looked at:
+# who had to wait finds everything done.
+build:
+	@flock Makefile $(MAKE) built
+
+built: .venv/stamp-packages $(AGENT) .venv/stamp-extension .venv/stamp-bytecode
 
 # The small verdict first: it needs no root and no QEMU, so it tells something on every machine.
 demo: build
