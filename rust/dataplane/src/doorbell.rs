@@ -2,46 +2,27 @@
 //! Doorbells and maps that arrive as messages on a socket: carried out and answered here, the rest is left to the
 //! caller.
 //!
-//! What such a message looks like is the caller's business, down to the byte. Known here is the header of a
-//! vfio-user message (id, command, size, flags, error), because ids differ and sizes frame the stream.
+//! What such a message looks like is the caller's business, down to the byte.
 
 use std::collections::HashMap;
 use std::io;
-use std::mem;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::ptr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Error, Result};
 use crate::map_messages::MapMessages;
+pub use crate::messages::Received;
+use crate::messages::{self, Ahead, Header, HEADER_BYTES};
 use crate::worker::Signal;
 
-/// Bytes of a header.
-pub const HEADER_BYTES: usize = 16;
 /// The longest payload of a message that is dealt with here.
 pub const PAYLOAD_BYTES_MAX: usize = 64;
-/// Linux sends no more descriptors than this with one message (SCM_MAX_FD).
-const FDS_MAX: usize = 253;
-const CONTROL_WORDS: usize = (FDS_MAX * mem::size_of::<i32>()).div_ceil(8) + 4;
 
 const FLAGS_COMMAND: u32 = 0;
-const FLAGS_REPLY: u32 = 1;
 const FLAGS_POSTED: u32 = 0x10;
-
-/// What came that is left to the caller: the header, as much of the payload as was read, the descriptors that came along.
-/// Less than a header: the stream has ended, or reading failed, which the next read finds again.
-#[derive(Debug, Default)]
-pub struct Received {
-    /// Bytes of the message's beginning.
-    pub bytes: Vec<u8>,
-    /// Its descriptors so far.
-    pub fds: Vec<OwnedFd>,
-    /// The kernel had more descriptors than this process may open.
-    pub lacks_fds: bool,
-}
 
 /// A connected stream socket of which one thread reads.
 #[derive(Debug)]
@@ -49,9 +30,18 @@ pub struct DoorbellSocket {
     socket: OwnedFd,
     command: u16,
     repeated_bytes: usize,
-    by_payload: RwLock<HashMap<Box<[u8]>, Arc<Signal>>>,
+    bells: RwLock<Bells>,
     maps: RwLock<Option<MapMessages>>,
     is_watched: AtomicBool,
+    /// Held by the one thread that reads.
+    ahead: Mutex<Ahead>,
+}
+
+#[derive(Debug, Default)]
+struct Bells {
+    by_payload: HashMap<Box<[u8]>, Arc<Signal>>,
+    /// Bytes of the shortest message that rings one. Shorter messages carry no descriptors.
+    shortest: usize,
 }
 
 impl DoorbellSocket {
@@ -62,9 +52,10 @@ impl DoorbellSocket {
             socket,
             command,
             repeated_bytes,
-            by_payload: RwLock::default(),
+            bells: RwLock::default(),
             maps: RwLock::default(),
             is_watched: AtomicBool::new(false),
+            ahead: Mutex::default(),
         }
     }
 
@@ -73,7 +64,7 @@ impl DoorbellSocket {
     /// Errors: a payload that is too long or shorter than what is repeated; an fd that takes no flags.
     pub fn add<P: AsRef<[u8]>>(&self, payloads: &[P], fd: OwnedFd) -> Result<()> {
         let signal = Arc::new(Signal::new(fd)?);
-        let mut by_payload = self.by_payload.write();
+        let mut bells = self.bells.write();
         for payload in payloads {
             let payload = payload.as_ref();
             if !(self.repeated_bytes..=PAYLOAD_BYTES_MAX).contains(&payload.len()) {
@@ -83,7 +74,7 @@ impl DoorbellSocket {
                     self.repeated_bytes
                 )));
             }
-            by_payload.insert(payload.into(), Arc::clone(&signal));
+            bells.insert(payload, Arc::clone(&signal));
         }
         Ok(())
     }
@@ -98,24 +89,23 @@ impl DoorbellSocket {
         self.is_watched.store(is_watched, Ordering::SeqCst);
     }
 
-    /// Serve doorbells and maps until another message begins; wait for it.
+    /// Serve doorbells and maps until another message begins; wait for it. By one thread at a time.
     ///
     /// Errors: a reply can't be sent, which ends the connection.
     pub fn receive(&self) -> io::Result<Received> {
+        let mut ahead = self.ahead.lock();
+        let shortest = self.bells.read().shortest;
         loop {
-            let mut received = Received::default();
-            self.read(&mut received, HEADER_BYTES);
-            let Some(header) = Header::of(&received) else {
+            let (mut received, header) = ahead.begin(self.socket.as_fd(), shortest);
+            let Some(header) = header else {
                 return Ok(received);
             };
             if self.is_watched.load(Ordering::SeqCst) || !self.is_candidate(&header, &received) {
                 return Ok(received);
             }
-            self.read(&mut received, header.size as usize);
-            if received.bytes.len() != header.size as usize || received.lacks_fds {
-                return Ok(received);
-            }
-            if !self.ring(&header, &received)? && !self.change_maps(&header, &received)? {
+            if !messages::complete(self.socket.as_fd(), &mut received, header.size as usize)
+                || !self.ring(&header, &received)? && !self.change_maps(&header, &received)?
+            {
                 return Ok(received);
             }
         }
@@ -137,23 +127,23 @@ impl DoorbellSocket {
             .is_some_and(|maps| maps.may_be(header.command, payload_bytes))
     }
 
-    /// Whether it was a doorbell.
+    /// Whether it was a doorbell. Whoever waits for the answer need not wait for what comes of it.
     fn ring(&self, header: &Header, received: &Received) -> io::Result<bool> {
         if header.command != self.command || !received.fds.is_empty() {
             return Ok(false);
         }
-        let payload = &received.bytes[HEADER_BYTES..];
-        match self.by_payload.read().get(payload) {
-            Some(signal) => signal.raise(),
-            None => return Ok(false),
-        }
-        self.answer(header, &payload[..self.repeated_bytes])
-            .map(|()| true)
+        let payload = received.payload();
+        let Some(signal) = self.bells.read().by_payload.get(payload).cloned() else {
+            return Ok(false);
+        };
+        let answered = self.answer(header, &payload[..self.repeated_bytes]);
+        signal.raise();
+        answered.map(|()| true)
     }
 
     /// Whether it was a map or unmap that could be carried out.
     fn change_maps(&self, header: &Header, received: &Received) -> io::Result<bool> {
-        let payload = &received.bytes[HEADER_BYTES..];
+        let payload = received.payload();
         let maps = self.maps.read();
         let repeated = maps
             .as_ref()
@@ -170,50 +160,6 @@ impl DoorbellSocket {
         } else {
             Ok(())
         }
-    }
-
-    /// Read until the message has `size` bytes, the stream ends or reading fails.
-    fn read(&self, received: &mut Received, size: usize) {
-        while received.bytes.len() < size && !received.lacks_fds {
-            match self.read_some(received, size) {
-                Ok(0) => return,
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return,
-            }
-        }
-    }
-
-    /// Never more than one message's bytes at once: the kernel gives out descriptors with the bytes they came with.
-    fn read_some(&self, received: &mut Received, size: usize) -> io::Result<usize> {
-        let mut space = [0u8; HEADER_BYTES + PAYLOAD_BYTES_MAX];
-        let wanted = size - received.bytes.len();
-        let mut part = libc::iovec {
-            iov_base: space.as_mut_ptr().cast(),
-            iov_len: wanted.min(space.len()),
-        };
-        let mut control = [0u64; CONTROL_WORDS];
-        // SAFETY: a msghdr of zeros is a valid one: no name, no parts, no control.
-        let mut message: libc::msghdr = unsafe { mem::zeroed() };
-        message.msg_iov = &mut part;
-        message.msg_iovlen = 1;
-        message.msg_control = control.as_mut_ptr().cast();
-        message.msg_controllen = mem::size_of_val(&control) as _;
-        // SAFETY: the message points to the live arrays above, with their lengths.
-        let got = unsafe {
-            libc::recvmsg(
-                self.socket.as_raw_fd(),
-                &mut message,
-                libc::MSG_CMSG_CLOEXEC,
-            )
-        };
-        if got < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        take_fds(&message, &mut received.fds);
-        received.lacks_fds = message.msg_flags & libc::MSG_CTRUNC != 0;
-        received.bytes.extend_from_slice(&space[..got as usize]);
-        Ok(got as usize)
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<()> {
@@ -242,57 +188,13 @@ impl DoorbellSocket {
     }
 }
 
-/// Every descriptor in the control messages of a message that has just been received.
-fn take_fds(message: &libc::msghdr, fds: &mut Vec<OwnedFd>) {
-    // SAFETY: recvmsg has filled the control buffer of this message, which is alive and aligned; CMSG_NXTHDR stays
-    // inside of it. The kernel has opened the descriptors of SCM_RIGHTS for this process, and nobody else has them.
-    unsafe {
-        let mut head = libc::CMSG_FIRSTHDR(message);
-        while !head.is_null() {
-            if (*head).cmsg_level == libc::SOL_SOCKET && (*head).cmsg_type == libc::SCM_RIGHTS {
-                let bytes = (*head).cmsg_len as usize - libc::CMSG_LEN(0) as usize;
-                let data: *const i32 = libc::CMSG_DATA(head).cast();
-                for position in 0..bytes / mem::size_of::<i32>() {
-                    let fd = ptr::read_unaligned(data.add(position));
-                    fds.push(OwnedFd::from_raw_fd(fd));
-                }
-            }
-            head = libc::CMSG_NXTHDR(message, head);
-        }
-    }
-}
-
-#[derive(Debug)]
-struct Header {
-    id: u16,
-    command: u16,
-    size: u32,
-    flags: u32,
-}
-
-impl Header {
-    /// None for a message that has not come that far, or came without all of its descriptors.
-    fn of(received: &Received) -> Option<Self> {
-        let bytes = received.bytes.get(..HEADER_BYTES)?;
-        let word = |at: usize| {
-            u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
+impl Bells {
+    fn insert(&mut self, payload: &[u8], signal: Arc<Signal>) {
+        let bytes = HEADER_BYTES + payload.len();
+        self.shortest = match self.shortest {
+            0 => bytes,
+            shortest => shortest.min(bytes),
         };
-        (!received.lacks_fds).then(|| Self {
-            id: word(0) as u16,
-            command: (word(0) >> 16) as u16,
-            size: word(4),
-            flags: word(8),
-        })
-    }
-
-    fn reply(&self, payload: &[u8]) -> Vec<u8> {
-        let mut reply = Vec::with_capacity(HEADER_BYTES + payload.len());
-        reply.extend_from_slice(&self.id.to_le_bytes());
-        reply.extend_from_slice(&self.command.to_le_bytes());
-        reply.extend_from_slice(&((HEADER_BYTES + payload.len()) as u32).to_le_bytes());
-        reply.extend_from_slice(&FLAGS_REPLY.to_le_bytes());
-        reply.extend_from_slice(&0u32.to_le_bytes());
-        reply.extend_from_slice(payload);
-        reply
+        self.by_payload.insert(payload.into(), signal);
     }
 }

@@ -10,6 +10,7 @@ pub mod error;
 pub mod filter;
 pub mod map_messages;
 pub mod memory;
+mod messages;
 pub mod net;
 pub mod plane;
 pub mod relay;
