@@ -39,9 +39,12 @@ MAY_FAIL = {"late-ring-state=60000": {"announcement"}}
 
 EXPECTED_PACKED = {
     **{fault: lines for fault, lines in EXPECTED.items() if not fault.startswith("ring-state")},
-    # The ring itself says that the place to go on at was used before; nothing gets through any more.
-    "late-ring-state=60000": {"ring state vq0", RING, SENT, "announcement", "violations"},
+    "late-ring-state=60000": {"ring state vq0", RING, SENT, "announcement"},
 }
+
+MAY_FAIL_PACKED = {"late-ring-state=60000": {"violations"}}
+"""The ring itself says that the place to go on at was used before, unless it lies within a chain: the device
+writes one used descriptor for a chain, over its first, and the others look as available as they were."""
 
 
 def fired(verdict_context: dict[str, object]) -> dict[str, int]:
@@ -64,7 +67,10 @@ def test_fault_fires_and_fails_its_lines(tmp_path: Path, fault: str) -> None:
 @pytest.mark.parametrize("fault", EXPECTED_PACKED)
 def test_fault_fires_and_fails_its_lines_on_packed_rings(tmp_path: Path, fault: str) -> None:
     verdict = migrate(tmp_path, faults=(fault,), packed=True)
-    assert set(verdict.failed()) == EXPECTED_PACKED[fault], report(verdict)
+    may_fail = MAY_FAIL_PACKED.get(fault, set())
+    assert EXPECTED_PACKED[fault] <= set(verdict.failed()) <= EXPECTED_PACKED[fault] | may_fail, report(
+        verdict
+    )
     assert fired(verdict.context)[fault] >= 1
 
 
