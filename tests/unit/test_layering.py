@@ -2,6 +2,8 @@
 """Imports only point downwards: a layer may import itself, the layers below it, and what all may import."""
 
 import ast
+import graphlib
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 PACKAGE = "vdpa_net"
+DATA_PLANE = SOURCE.parent / "rust" / "dataplane" / "src"
 
 LAYERS = ("cli", "bench", "lab", "driver", "transport", "device", "migration", "backend", "wire")
 """From the top down. Modules that lie in the package itself belong to `cli`."""
@@ -71,6 +74,17 @@ def test_imports_point_downwards(module: str, path: Path) -> None:
     # The package's own names are looked up when they are used; `TYPE_CHECKING` ones there are for checkers.
     bad = [name for name in found if module != PACKAGE and not may_import(module, name)]
     assert not bad, f"{module} imports {', '.join(bad)}"
+
+
+def test_no_two_modules_of_the_data_plane_need_each_other() -> None:
+    """`crate::NAME` in Rust; the names are modules of the crate's root."""
+    needs: dict[str, set[str]] = {}
+    for path in sorted(DATA_PLANE.rglob("*.rs")):
+        module = path.relative_to(DATA_PLANE).parts[0].removesuffix(".rs")
+        code = re.sub(r"//.*", "", path.read_text())
+        needs.setdefault(module, set()).update(set(re.findall(r"\bcrate::([a-z_]+)", code)) - {module})
+    assert needs["worker"]
+    graphlib.TopologicalSorter(needs).prepare()
 
 
 def test_the_command_line_imports_testing_only_when_it_is_used() -> None:

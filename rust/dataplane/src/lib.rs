@@ -12,6 +12,7 @@ pub mod map_messages;
 pub mod memory;
 mod messages;
 pub mod net;
+mod os;
 pub mod plane;
 pub mod relay;
 pub mod ring;

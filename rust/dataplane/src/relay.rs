@@ -15,7 +15,8 @@ use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::{Error, Result};
-use crate::worker::{new_eventfd, spawn_quiet, Drained, Signal};
+use crate::os::{new_eventfd, spawn_quiet};
+use crate::worker::{Drained, Signal};
 
 // Entries carry a number of their own: a stale event of a replaced entry must not be taken for its successor's.
 const WAKE: u64 = 0;

@@ -16,7 +16,7 @@ use crate::counters::Drop;
 use crate::error::Result;
 use crate::memory::{Memory, Range};
 use crate::net;
-use crate::worker::new_eventfd;
+use crate::os::new_eventfd;
 
 /// Buffers that are kept for the next packets, so that none is allocated while packets flow.
 const MAX_SPARE: usize = 64;

@@ -15,7 +15,7 @@ use super::{Received, Sent};
 use crate::error::Result;
 use crate::memory::{Memory, Range};
 use crate::net::HEADER_BYTES;
-use crate::worker::new_eventfd;
+use crate::os::new_eventfd;
 
 /// Enough of a packet to know its flow.
 const PEEK_BYTES: usize = HEADER_BYTES + 14 + 8 + 60 + 4;

@@ -19,7 +19,7 @@ use super::{Port, Received, Sent};
 use crate::error::Result;
 use crate::memory::{Memory, Range};
 use crate::net::HEADER_BYTES;
-use crate::worker::spawn_quiet;
+use crate::os::spawn_quiet;
 
 /// A file that is being recorded to. It is complete when this is closed or dropped.
 #[derive(Debug)]

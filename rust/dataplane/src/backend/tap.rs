@@ -12,7 +12,7 @@ use crate::counters::Drop;
 use crate::error::{Error, Result};
 use crate::memory::{Burst, BurstWriter, Memory, Range};
 use crate::net::HEADER_BYTES;
-use crate::worker::set_nonblocking;
+use crate::os::set_nonblocking;
 
 // _IOR('T', 215, int); the same on x86-64 and arm64. libc has it for neither.
 const TUNGETVNETHDRSZ: libc::c_ulong = 0x8004_54d7;

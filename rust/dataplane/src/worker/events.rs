@@ -9,9 +9,9 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::pair::PortWish;
 use super::queue::Queue;
-use super::signal::new_eventfd;
 use crate::backend::Port;
 use crate::error::{Error, Result};
+use crate::os::new_eventfd;
 
 /// What an event is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -26,7 +26,8 @@ use std::time::{Duration, Instant};
 
 use vmm_sys_util::epoll::EventSet;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::os;
 use coalesce::{Coalescer, Nap};
 use events::Token;
 use pace::Pace;
@@ -36,7 +37,7 @@ pub(crate) use fault::QueueFault;
 pub use hooked::{PacketHook, Way};
 pub(crate) use pair::{Direction, Pair};
 pub(crate) use queue::{Queue, Slot};
-pub(crate) use signal::{new_eventfd, set_nonblocking, Drained, Signal};
+pub(crate) use signal::{Drained, Signal};
 
 /// How long is polled after work where nobody says otherwise. A kick costs its sender more than this.
 pub const DEFAULT_POLL_US: u32 = 20;
@@ -62,7 +63,7 @@ impl Worker {
             pace: Pace::default(),
             coalescer: Coalescer::new(Instant::now()),
         };
-        let thread = spawn_quiet(format!("vdpa-pair-{number}"), move || run.forever())?;
+        let thread = os::spawn_quiet(format!("vdpa-pair-{number}"), move || run.forever())?;
         Ok(Self {
             pair,
             stop,
@@ -82,40 +83,6 @@ impl Drop for Worker {
     }
 }
 
-/// A named thread that handles no signals: they are for the threads of the program that embeds us. Those that a
-/// memory access raises are not blocked.
-pub(crate) fn spawn_quiet(
-    name: String,
-    body: impl FnOnce() + Send + 'static,
-) -> Result<JoinHandle<()>> {
-    std::thread::Builder::new()
-        .name(name)
-        .spawn(move || {
-            block_signals();
-            body();
-        })
-        .map_err(|error| Error::State(format!("no thread can be started: {error}")))
-}
-
-fn block_signals() {
-    // SAFETY: the set is a live local that sigfillset initialises; the calls touch this thread's mask only.
-    unsafe {
-        let mut set = std::mem::zeroed::<libc::sigset_t>();
-        libc::sigfillset(&mut set);
-        for signal in [libc::SIGBUS, libc::SIGSEGV, libc::SIGFPE, libc::SIGILL] {
-            libc::sigdelset(&mut set, signal);
-        }
-        libc::pthread_sigmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
-    }
-}
-
-/// Let this thread's naps end when they should: the kernel may be 50 us late otherwise.
-fn be_punctual() {
-    const SLACK_NS: libc::c_ulong = 1000;
-    // SAFETY: PR_SET_TIMERSLACK takes a number, and touches this thread only.
-    unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, SLACK_NS) };
-}
-
 struct Run {
     pair: Arc<Pair>,
     stop: Arc<AtomicBool>,
@@ -126,7 +93,7 @@ struct Run {
 
 impl Run {
     fn forever(mut self) {
-        be_punctual();
+        os::be_punctual();
         let mut has_worked = false;
         while !self.stop.load(Ordering::SeqCst) {
             let done = self.pair.step();

@@ -9,10 +9,11 @@ use parking_lot::Mutex;
 use vmm_sys_util::eventfd::EventFd;
 
 use super::fault::{QueueFault, QueueFaults};
-use super::signal::{new_eventfd, Call, Signal};
+use super::signal::{Call, Signal};
 use crate::counters::QueueCounters;
 use crate::error::{Error, Result};
 use crate::memory::{DmaSpace, Memory};
+use crate::os::new_eventfd;
 use crate::ring::{self, AnyRing, Ring, RingConfig, RingFault, RingResult, RingState, F_IN_ORDER};
 use crate::violation::{Violation, ViolationLog};
 

@@ -2,33 +2,12 @@
 //! File descriptors that carry nothing but "something happened": kicks in, interrupts out.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use parking_lot::Mutex;
-use vmm_sys_util::eventfd::{EventFd, EFD_CLOEXEC, EFD_NONBLOCK};
 
 use crate::error::{Error, Result};
-
-/// Set O_NONBLOCK. The flag belongs to the open file, so that whoever shares it sees it too.
-pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
-    // SAFETY: F_GETFL and F_SETFL take no pointer; the fd is open as long as it is borrowed.
-    let result = unsafe {
-        match libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) {
-            flags if flags < 0 => flags,
-            flags => libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK),
-        }
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(())
-}
-
-/// A new non-blocking eventfd.
-pub(crate) fn new_eventfd() -> Result<EventFd> {
-    EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)
-        .map_err(|error| Error::State(format!("no eventfd can be made: {error}")))
-}
+use crate::os::set_nonblocking;
 
 /// What [`Signal::drain`] found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
