@@ -49,7 +49,10 @@ def test_a_result_that_was_written_is_read_again_with_its_goals(tmp_path: Path) 
     [
         ("{", "Expecting property name"),
         ("[]", "not a result of"),
-        (json.dumps({"schema": SCHEMA - 1}), f"schema {SCHEMA - 1}; expected {SCHEMA}"),
+        (
+            json.dumps({"schema": SCHEMA - 1}),
+            f"schema {SCHEMA - 1}, this version reads {SCHEMA}; measure again",
+        ),
         (json.dumps({"schema": SCHEMA}), "not a result of .*cases"),
     ],
 )
@@ -62,7 +65,8 @@ def test_a_file_that_is_no_result_is_refused_with_its_name(tmp_path: Path, text:
 
 def test_a_row_tells_every_contestant_with_ratio_and_goal() -> None:
     assert markdown.row(a_result(bound=Bound(1.5))) == (
-        "| transmit, 64 B | Mframes/s | 2 [2 to 3] | DPDK 4 [4 to 4]<br>bare tap 5 [5 to 5] | 0.50<br>0.40 "
+        "| transmit, 64 B | Mframes/s | 2 [2 to 3] | DPDK 4<br>bare tap 5 "
+        "| 0.50 [0.50 to 0.75]<br>0.40 [0.40 to 0.60] "
         "| >= 1 (**missed**)<br><= 0.5<br><= 1.5 (**missed**) |"
     )
 

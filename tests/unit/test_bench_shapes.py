@@ -12,8 +12,8 @@ from vdpa_net.bench import native
 from vdpa_net.bench.case import SUBJECT, Case
 from vdpa_net.bench.contestants import Dpdk
 from vdpa_net.bench.families import TITLES
-from vdpa_net.bench.native import Peers
-from vdpa_net.bench.shapes import BOTH, DIRECTIONS, GSO_BYTES, RX, TX, Shape, shapes
+from vdpa_net.bench.native import DEVICE_CPU, FRONT_END_CPU, Peers
+from vdpa_net.bench.shapes import BOTH, DIRECTIONS, GSO_BYTES, RX, SMALL, TX, Shape, shapes
 from vdpa_net.bench.tap_limits import READ, READ_WRITE, WRITE, Bare
 from vdpa_net.bench.taps import DPDK, DPDK_LONG, LOGGING_OFF, ONE_PAIR, OnTap, Taps
 from vdpa_net.bench.testpmd import Testpmd
@@ -28,9 +28,11 @@ class Told(Peers):
     def __init__(self) -> None:
         self.seconds = 0.1
         self.asked: list[tuple[str, dict[str, object]]] = []
+        self.cpus: list[int] = []
 
-    def sample(self, command: str, **options: object) -> dict[str, object]:
+    def sample(self, command: str, cpu: int = FRONT_END_CPU, /, **options: object) -> dict[str, object]:
         self.asked.append((command, options))
+        self.cpus.append(cpu)
         return {"frames_per_s": 2e6}
 
 
@@ -187,3 +189,9 @@ def test_a_testpmd_that_ends_at_once_is_an_error_with_its_last_words(tmp_path: P
         file.chmod(0o755)
     with pytest.raises(LabError, match=r"(?s)testpmd did not start.*no memory for me"):
         Testpmd("peer", Image(tmp_path, "6.12"), tmp_path, drivers=(), lcores="0", eal=(), app=())
+
+
+def test_the_bare_loop_runs_where_the_device_does() -> None:
+    peers = Told()
+    Bare(peers).write(Shape(TX, SMALL))
+    assert peers.cpus == [DEVICE_CPU]

@@ -13,6 +13,7 @@
 //! flood      --interface NAME --bytes N --seconds S [--frames N] [--gso] [--flows N]
 //! doorbell   --count N [--socket PATH --region N --offset N]
 //! maps       --count N --socket PATH
+//! pace       --cpu N, a probe for each line of the standard input
 //! ```
 
 mod affinity;
@@ -28,6 +29,7 @@ mod front_end;
 mod frozen;
 mod maps;
 mod memory;
+mod pace;
 mod packed;
 mod packet;
 mod session;
@@ -37,6 +39,7 @@ mod tap_read;
 mod tap_write;
 mod vfio_user;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use arguments::Arguments;
@@ -45,8 +48,11 @@ use error::Result;
 fn main() -> ExitCode {
     match run() {
         Ok(report) => {
-            println!("{report}");
-            ExitCode::SUCCESS
+            // Who asked may have gone.
+            match writeln!(std::io::stdout(), "{report}") {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(_) => ExitCode::FAILURE,
+            }
         }
         Err(error) => {
             eprintln!("vdpa-net-bench-peers: {error}");
@@ -65,9 +71,10 @@ fn run() -> Result<serde_json::Value> {
         "flood" => flood::run(&mut arguments),
         "doorbell" => doorbell::run(&mut arguments),
         "maps" => maps::run(&mut arguments),
+        "pace" => pace::run(&mut arguments),
         other => Err(error::Error::Usage(format!(
-            "unknown command {other:?}: expected tap-write, tap-read, tap-drain, front-end, flood, doorbell or \
-             maps"
+            "unknown command {other:?}: expected tap-write, tap-read, tap-drain, front-end, flood, doorbell, \
+             maps or pace"
         ))),
     }
 }

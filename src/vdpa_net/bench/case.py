@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A case: contestants that do the same work in turns, and the ratios that are wanted of their medians."""
+"""A case: contestants that do the same work in turns, and the ratios that are wanted of them."""
 
 from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from typing import Any
 
+from vdpa_net.bench.pace import Evenness
 from vdpa_net.errors import LabError
 
 SUBJECT = "vdpa-net"
@@ -20,7 +21,7 @@ Take = Callable[[], float]
 
 @dataclass(frozen=True)
 class Goal:
-    """A ratio of the subject's median to that of another contestant: `at_least` or `at_most` so much."""
+    """A ratio of the subject to another contestant: `at_least` or `at_most` so much."""
 
     versus: str
     at_least: float | None = None
@@ -79,6 +80,8 @@ class Case:
     What is before the first "-" of the key is the case's family: the cases of one picture and one table.
     `subject` is the contestant that the goals are about. `may_be_zero`: nothing is a result (packets lost),
     not a contestant that does not work. `max_rounds`: samples that are enough, where one takes long.
+    `is_paced`: a round is taken again where the processors' pace changed within it. Not for samples of a
+    second and more, in which it always does, and not for those that come out of `Shared`.
     """
 
     key: str
@@ -90,6 +93,7 @@ class Case:
     subject: str = SUBJECT
     may_be_zero: bool = False
     max_rounds: int | None = None
+    is_paced: bool = True
 
     @property
     def family(self) -> str:
@@ -108,6 +112,10 @@ class Series:
         """The middle of the samples."""
         return statistics.median(self.samples)
 
+    def __str__(self) -> str:
+        low, high = min(self.samples), max(self.samples)
+        return f"{self.median:.3g}" + ("" if low == high else f" [{low:.3g} to {high:.3g}]")
+
     def to_json(self) -> dict[str, object]:
         """Median, extremes and all samples."""
         return {
@@ -118,24 +126,46 @@ class Series:
         }
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """The subject by another: the median of the rounds' ratios, the smallest and the largest."""
+
+    median: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, ratios: Sequence[float]) -> Ratio:
+        """Of the ratios of all rounds."""
+        return cls(statistics.median(ratios), min(ratios), max(ratios))
+
+    def __str__(self) -> str:
+        spread = "" if self.min == self.max else f" [{self.min:.2f} to {self.max:.2f}]"
+        return f"{self.median:.2f}{spread}"
+
+
 @dataclass
 class CaseResult:
-    """A case that was run."""
+    """A case that was run. Samples at the same place of two series are of the same round."""
 
     case: Case
     series: dict[str, Series]
+    evenness: Evenness = field(default_factory=Evenness)
 
-    def ratio(self, versus: str) -> float:
-        """The subject's median by another's. Raises LabError where the other did nothing."""
-        own, other = self.series[self.case.subject].median, self.series[versus].median
+    def ratio(self, versus: str) -> Ratio:
+        """The subject by another, of each round. Raises LabError where the other did nothing."""
+        own, other = self.series[self.case.subject].samples, self.series[versus].samples
+        return Ratio.of([self._divided(*pair, versus) for pair in zip(own, other, strict=True)])
+
+    def _divided(self, own: float, other: float, versus: str) -> float:
         if other == 0 and self.case.may_be_zero:
             return math.inf if own else 1.0
         if other == 0:
             raise LabError(f"{self.case.key}: {versus} measured 0 {self.case.unit}; expected more")
         return own / other
 
-    def ratios(self) -> dict[str, float]:
-        """The subject's median by that of each other contestant."""
+    def ratios(self) -> dict[str, Ratio]:
+        """The subject by each other contestant."""
         return {name: self.ratio(name) for name in self.series if name != self.case.subject}
 
     def goal(self, versus: str) -> Goal | None:
@@ -144,11 +174,8 @@ class CaseResult:
 
     def missed(self) -> list[str]:
         """The goals that do not hold, in words."""
-        words = [
-            f"{self.ratio(goal.versus):.2f}, goal {goal}"
-            for goal in self.case.goals
-            if not goal.holds(self.ratio(goal.versus))
-        ]
+        ratios = [(goal, self.ratio(goal.versus).median) for goal in self.case.goals]
+        words = [f"{ratio:.2f}, goal {goal}" for goal, ratio in ratios if not goal.holds(ratio)]
         if self.case.bound and not self.case.bound.holds(self.series[self.case.subject].median):
             median = self.series[self.case.subject].median
             words.append(f"{median:.3g} {self.case.unit}, goal {self.case.bound}")
@@ -162,11 +189,12 @@ class CaseResult:
             "unit": self.case.unit,
             "subject": self.case.subject,
             "series": {name: series.to_json() for name, series in self.series.items()},
-            "ratios": self.ratios(),
+            "ratios": {name: asdict(ratio) for name, ratio in self.ratios().items()},
             "goals": [asdict(goal) for goal in self.case.goals],
             "bound": None if self.case.bound is None else self.case.bound.at_most,
             "may_be_zero": self.case.may_be_zero,
             "missed": self.missed(),
+            "evenness": asdict(self.evenness),
         }
 
     @classmethod
@@ -181,13 +209,5 @@ class CaseResult:
             subject=told["subject"],
             may_be_zero=told["may_be_zero"],
         )
-        return cls(case, {name: Series(series["samples"]) for name, series in told["series"].items()})
-
-
-def run_case(case: Case, rounds: int) -> CaseResult:
-    """Let the contestants take turns. Raises LabError where a sample can't be taken."""
-    series = {name: Series() for name in case.contestants}
-    for _ in range(min(rounds, case.max_rounds or rounds)):
-        for name, take in case.contestants.items():
-            series[name].samples.append(take())
-    return CaseResult(case, series)
+        series = {name: Series(series["samples"]) for name, series in told["series"].items()}
+        return cls(case, series, Evenness(**told["evenness"]))

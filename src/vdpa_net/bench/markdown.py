@@ -28,23 +28,23 @@ def row(result: CaseResult) -> str:
     """The case as a line of the table."""
     case = result.case
     peers = [name for name in result.series if name != case.subject]
-    told = [f"{name} {_spread(result, name)}" for name in peers]
-    ratios = [f"{result.ratio(name):.2f}" for name in peers]
+    told = [f"{name} {result.series[name]}" for name in peers]
+    ratios = [str(result.ratio(name)) for name in peers]
     goals = [_goal(result, name) for name in peers]
     if case.bound:
         holds = case.bound.holds(result.series[case.subject].median)
         goals.append(str(case.bound) + ("" if holds else " (**missed**)"))
-    cells = (case.title, case.unit, _spread(result, case.subject), *map("<br>".join, (told, ratios, goals)))
+    cells = (
+        case.title,
+        case.unit,
+        str(result.series[case.subject]),
+        *map("<br>".join, (told, ratios, goals)),
+    )
     return f"| {' | '.join(cells)} |"
-
-
-def _spread(result: CaseResult, name: str) -> str:
-    series = result.series[name]
-    return f"{series.median:.3g} [{min(series.samples):.3g} to {max(series.samples):.3g}]"
 
 
 def _goal(result: CaseResult, versus: str) -> str:
     goal = result.goal(versus)
     if goal is None:
         return "-"
-    return goal.short + ("" if goal.holds(result.ratio(versus)) else " (**missed**)")
+    return goal.short + ("" if goal.holds(result.ratio(versus).median) else " (**missed**)")

@@ -42,14 +42,14 @@ def require_processors() -> None:
 
 
 class Peers:
-    """Runs one sample at a time, of `seconds`, on the front end's processor."""
+    """Runs one sample at a time, of `seconds`."""
 
     def __init__(self, seconds: float) -> None:
         self._program = find()
         self.seconds = seconds
 
-    def sample(self, command: str, **options: object) -> dict[str, Any]:
-        """Run one; True as a value makes a switch. Raises LabError with its complaint."""
+    def sample(self, command: str, cpu: int = FRONT_END_CPU, /, **options: object) -> dict[str, Any]:
+        """Run one on a processor; True as a value makes a switch. Raises LabError with its complaint."""
         words = [str(self._program), command, "--seconds", str(self.seconds)]
         for name, value in options.items():
             if value is True:
@@ -58,7 +58,7 @@ class Peers:
                 words += [f"--{name}", str(value)]
         try:
             done = subprocess.run(
-                ["taskset", "-c", str(FRONT_END_CPU), *words],
+                ["taskset", "-c", str(cpu), *words],
                 capture_output=True,
                 text=True,
                 timeout=10 * self.seconds + GRACE_SECONDS,
@@ -70,6 +70,6 @@ class Peers:
             raise LabError(f"{' '.join(words)}: {done.stderr.strip()}")
         return dict(json.loads(done.stdout))
 
-    def mega_frames(self, command: str, **options: object) -> float:
+    def mega_frames(self, command: str, cpu: int = FRONT_END_CPU, /, **options: object) -> float:
         """Frames of one sample, in millions a second."""
-        return float(self.sample(command, **options)["frames_per_s"]) / 1e6
+        return float(self.sample(command, cpu, **options)["frames_per_s"]) / 1e6

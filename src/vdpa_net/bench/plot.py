@@ -51,14 +51,13 @@ def bars(result: CaseResult) -> Iterator[Bar]:
     case = result.case
     own = result.series[case.subject]
     for versus, ratio in result.ratios().items():
-        other = result.series[versus].median
-        low, high = (extreme(own.samples) / other if other else ratio for extreme in (min, max))
         goal = result.goal(versus)
         if goal is None:
-            yield Bar(versus, ratio, low, high)
+            yield Bar(versus, ratio.median, ratio.min, ratio.max)
         else:
             at = goal.at_most if goal.at_least is None else goal.at_least
-            yield Bar(versus, ratio, low, high, goal.short, at, goal.holds(ratio))
+            holds = goal.holds(ratio.median)
+            yield Bar(versus, ratio.median, ratio.min, ratio.max, goal.short, at, holds)
     if case.bound and case.bound.at_most:
         limit = case.bound.at_most
         low, median, high = (value / limit for value in (min(own.samples), own.median, max(own.samples)))
@@ -135,7 +134,8 @@ def _figure(pyplot: Any, name: str, conditions: str, cases: list[tuple[str, list
     axes.set_xlim(0, longest)
     axes.axvline(1, color=FAINT, linewidth=0.8, linestyle=(0, (2, 3)), zorder=0)
     axes.set_xlabel(
-        "ratio of medians; thin line: smallest to largest sample; black mark: goal; »: bar is cut", fontsize=8
+        "median of the rounds' ratios; thin line: smallest to largest; black mark: goal; »: bar is cut",
+        fontsize=8,
     )
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)

@@ -5,29 +5,34 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich import box
+from rich.markup import escape
 from rich.table import Table
 
 from vdpa_net.bench import host
 from vdpa_net.bench.case import CaseResult
+from vdpa_net.bench.pace import Evenness
 from vdpa_net.device.options import DEFAULT_POLL_US
 from vdpa_net.errors import OptionError
 
-SCHEMA = 2
+SCHEMA = 3
+"""2 had ratios of medians, 3 has medians of the ratios of each round."""
 
 
 @dataclass
 class Report:
-    """All cases of a run and the machine that they ran on."""
+    """All cases of a run and the machine that they ran on; `failures` tell what could not be measured."""
 
     host: dict[str, object]
     rounds: int
     seconds: float
     results: list[CaseResult]
     poll_us: int | None = None
+    failures: list[str] = field(default_factory=list)
 
     @property
     def missed(self) -> list[CaseResult]:
@@ -42,6 +47,7 @@ class Report:
             "rounds": self.rounds,
             "seconds": self.seconds,
             "poll_us": self.poll_us,
+            "failures": self.failures,
             "cases": [result.to_json() for result in self.results],
         }
 
@@ -50,9 +56,14 @@ class Report:
         """What `to_json` gave. Raises OptionError for anything else."""
         try:
             if told["schema"] != SCHEMA:
-                raise OptionError(f"a result of schema {told['schema']}; expected {SCHEMA}")
+                raise OptionError(
+                    f"a result of schema {told['schema']}, this version reads {SCHEMA}; measure again "
+                    "with vdpa-net bench --json, or tell it with the version that wrote it"
+                )
             results = [CaseResult.from_json(case) for case in told["cases"]]
-            return cls(told["host"], told["rounds"], told["seconds"], results, told["poll_us"])
+            return cls(
+                told["host"], told["rounds"], told["seconds"], results, told["poll_us"], told["failures"]
+            )
         except (KeyError, TypeError) as error:
             raise OptionError(f"not a result of `vdpa-net bench --json`: {error!r}") from error
 
@@ -64,40 +75,60 @@ class Report:
         except (OSError, ValueError, OptionError) as error:
             raise OptionError(f"{path}: {error}") from error
 
+    def write(self, path: Path) -> None:
+        """Write it as JSON: the whole file or, if that fails, none of it."""
+        unfinished = path.with_name(f"{path.name}.tmp")
+        unfinished.write_text(json.dumps(self.to_json(), indent=2) + "\n")
+        unfinished.replace(path)
+
+    @property
+    def evenness(self) -> Evenness:
+        """The pace over the whole run."""
+        return sum((result.evenness for result in self.results), Evenness())
+
     @property
     def conditions(self) -> str:
         """The machine and how was measured, in one line."""
         poll_us = DEFAULT_POLL_US if self.poll_us is None else self.poll_us
         samples = f"{self.rounds} rounds of {self.seconds:g} s"
-        return f"{host.words(self.host)}; {samples}, the device polls up to {poll_us} us after work"
+        device = f"the device polls up to {poll_us} us after work"
+        return f"{host.words(self.host)}; {samples}, {device}; {self.evenness}"
 
     def table(self) -> Table:
         """Ratios first; absolute figures are for information."""
         table = Table(
             title=f"vdpa-net bench: {self.conditions}",
-            caption="median \\[min to max]; ratio is the first contestant by this one",
+            caption="median \\[smallest to largest]; ratio: the first contestant by this one, round by round",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
         )
-        for heading in ("case", "contestant", "", "ratio", "goal"):
-            table.add_column(heading, justify="right" if heading == "ratio" else "left")
+        table.add_column("case", ratio=3)
+        table.add_column("contestant", ratio=3)
+        table.add_column("figure", no_wrap=True)
+        table.add_column("ratio", no_wrap=True)
+        table.add_column("goal", no_wrap=True)
         for result in self.results:
             self._add(table, result)
         return table
 
     @staticmethod
     def _add(table: Table, result: CaseResult) -> None:
+        # A lone contestant is the device, as the title says.
+        titles = [result.case.title, result.case.unit]
+        if len(result.series) == 1:
+            titles = [", ".join(titles)]
         for number, (name, series) in enumerate(result.series.items()):
-            spread = f"{series.median:.3g} [{min(series.samples):.3g} to {max(series.samples):.3g}]"
             ratio, verdict = "", ""
             if name != result.case.subject:
                 value = result.ratio(name)
-                ratio = f"{value:.2f}"
+                ratio = escape(str(value))
                 if goal := result.goal(name):
-                    verdict = _verdict(str(goal), goal.holds(value))
+                    verdict = _verdict(goal.short, goal.holds(value.median))
             elif result.case.bound:
                 verdict = _verdict(str(result.case.bound), result.case.bound.holds(series.median))
-            title = result.case.title if number == 0 else ""
+            title = titles[number] if number < len(titles) else ""
             last = number == len(result.series) - 1
-            table.add_row(title, name, f"{spread} {result.case.unit}", ratio, verdict, end_section=last)
+            table.add_row(title, name, escape(str(series)), ratio, verdict, end_section=last)
 
 
 def _verdict(goal: str, holds: bool) -> str:

@@ -3,24 +3,25 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from rich.console import Console
 
 from vdpa_net.bench import GROUPS, host
-from vdpa_net.bench.case import Case, CaseResult, run_case
+from vdpa_net.bench.case import Case
 from vdpa_net.bench.control import control_cases
 from vdpa_net.bench.guests import guest_cases
 from vdpa_net.bench.migrations import migration_cases
 from vdpa_net.bench.native import Peers, require_processors
+from vdpa_net.bench.pace import Probe, probing
 from vdpa_net.bench.report import Report
 from vdpa_net.bench.rings import ring_cases
+from vdpa_net.bench.rounds import run_case
 from vdpa_net.bench.tap_limits import Bare
 from vdpa_net.bench.taps import tap_cases
 from vdpa_net.bench.virtio_user import user_cases
@@ -74,22 +75,33 @@ def run_bench(options: BenchOptions, console: Console) -> Report:
     if unknown:
         raise OptionError(f"--group {min(unknown)}: expected one of {', '.join(GROUPS)}")
     require_processors()
-    machine = host.describe() | {"peers": host.peer_versions(image.require(options.cache).root)}
+    report = Report(describe_machine(options), options.rounds, options.seconds, [], options.poll_us)
     enter_private_network()
-    with tempfile.TemporaryDirectory(prefix="vdpa-net-bench-") as directory, shown_on(console) as progress:
-        measured = _run_groups(options, Path(directory), progress)
-    report = Report(machine, options.rounds, options.seconds, measured.results, options.poll_us)
-    tell(report, options, console)
-    if measured.failures:
-        raise LabError("these cases could not be measured:\n" + "\n".join(measured.failures))
+    try:
+        with (
+            tempfile.TemporaryDirectory(prefix="vdpa-net-bench-") as directory,
+            shown_on(console) as progress,
+        ):
+            _run_groups(options, Path(directory), progress, report)
+    finally:
+        # Whatever ended the run: what it has measured is told.
+        if report.results:
+            tell(report, options, console)
+    if report.failures:
+        raise LabError("these cases could not be measured:\n" + "\n".join(report.failures))
     return report
+
+
+def describe_machine(options: BenchOptions) -> dict[str, object]:
+    """The machine and the peers in the lab image. Raises LabError where there is no image."""
+    return host.describe() | {"peers": host.peer_versions(image.require(options.cache).root)}
 
 
 def tell(report: Report, options: BenchOptions, console: Console) -> None:
     """Print the table, write the JSON and the pictures that were asked for. Raises MissingTool."""
     console.print(report.table())
     if options.json_path:
-        options.json_path.write_text(json.dumps(report.to_json(), indent=2) + "\n")
+        report.write(options.json_path)
     if options.plot_directory:
         from vdpa_net.bench.plot import draw  # noqa: PLC0415
 
@@ -97,12 +109,12 @@ def tell(report: Report, options: BenchOptions, console: Console) -> None:
             console.print(f"picture: {path}", highlight=False)
 
 
-def _run_groups(options: BenchOptions, directory: Path, progress: ProgressCallback) -> Measured:
+def _run_groups(options: BenchOptions, directory: Path, progress: ProgressCallback, report: Report) -> None:
     built = image.require(options.cache)
     peers = Peers(options.seconds)
-    measured = Measured()
     with ExitStack() as stack:
         network = stack.enter_context(LabNetwork())
+        measured = Measuring(report, stack.enter_context(probing()))
         bare = cache(lambda: Bare.prepare(peers, network))
         groups: dict[str, Group] = {
             "tap": lambda: tap_cases(bare(), built, directory, network, options.poll_us, quick=options.quick),
@@ -116,29 +128,41 @@ def _run_groups(options: BenchOptions, directory: Path, progress: ProgressCallba
         }
         for name in options.groups or GROUPS:
             progress(f"setting up: {name}", None)
-            with groups[name]() as cases:
-                wanted = [case for case in cases if options.only in case.key]
-                for number, case in enumerate(wanted):
-                    progress(case.title, number / len(wanted))
-                    measured.add(case, options.rounds)
-    return measured
+            measured.add_group(name, groups[name], options.only, progress)
+            if options.json_path:
+                report.write(options.json_path)
 
 
 @dataclass
-class Measured:
-    """What could be measured, and why the rest could not."""
+class Measuring:
+    """Adds to a report what can be measured, and why the rest can't be."""
 
-    results: list[CaseResult] = field(default_factory=list)
-    failures: list[str] = field(default_factory=list)
+    report: Report
+    probe: Probe | None = None
 
-    def add(self, case: Case, rounds: int) -> None:
+    def add_group(self, name: str, group: Group, only: str, progress: ProgressCallback) -> None:
+        """Set a group up and measure its cases; one that can't be set up leaves the others alone.
+
+        Raises MissingTool.
+        """
+        with self._kept(f"group {name}"), group() as cases:
+            wanted = [case for case in cases if only in case.key]
+            for number, case in enumerate(wanted):
+                progress(case.title, number / len(wanted))
+                self.add(case)
+
+    def add(self, case: Case) -> None:
         """Measure a case; one that can't be leaves the others alone. Raises MissingTool."""
-        try:
-            result = run_case(case, rounds)
+        with self._kept(case.key):
+            result = run_case(case, self.report.rounds, self.probe)
             result.ratios()
+            self.report.results.append(result)
+
+    @contextmanager
+    def _kept(self, what: str) -> Iterator[None]:
+        try:
+            yield
         except MissingTool:
             raise
         except LabError as error:
-            self.failures.append(f"{case.key}: {error}")
-        else:
-            self.results.append(result)
+            self.report.failures.append(f"{what}: {error}")

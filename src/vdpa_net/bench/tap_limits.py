@@ -55,10 +55,10 @@ class Bare:
         return cls(peers)
 
     def write(self, shape: Shape, method: str = "write", **more: object) -> float:
-        """A thread that writes, or with `threads` several, to a queue each."""
+        """A thread that writes on the device's processor, or with `threads` several, to a queue each."""
         tap = BARE_QUEUES_TAP if "threads" in more else BARE_TAP
         options = {"tap": tap, "bytes": shape.size_bytes, "gso": shape.is_gso, "method": method}
-        return shape.value(self.peers.mega_frames("tap-write", **options, **more))
+        return shape.value(self.peers.mega_frames("tap-write", DEVICE_CPU, **options, **more))
 
     def read(self, shape: Shape, method: str = "read") -> float:
         """A thread that reads what another processor has sent; of the shape BOTH it writes as much."""
