@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from vdpa_net import __version__
+from vdpa_net import __version__, cli
 from vdpa_net.cli.table import COMMANDS, Group
 from vdpa_net.errors import PeerGone
 from vdpa_net.transport.control import ControlClient
@@ -254,6 +254,16 @@ def test_serve_ends_cleanly_on_a_signal(serve: Command, socket_dir: Path, how: i
     serve.wait_listening()
     assert serve.end(how) == 0
     assert list(socket_dir.iterdir()) == [], "sockets left behind"
+
+
+def test_a_second_sigterm_does_not_disturb_what_the_first_one_has_set_going() -> None:
+    before = signal.signal(signal.SIGTERM, cli._end)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_serve_ends_while_a_client_is_connected(serve: Command, socket_dir: Path) -> None:

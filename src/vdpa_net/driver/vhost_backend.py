@@ -136,12 +136,15 @@ class VhostBackend:
             self._status = status
             if status == 0:
                 if self._driver.is_logging:
-                    # QEMU migrates: its machine stands still until GET_VRING_BASE, the next, is answered.
+                    # QEMU migrates. It sends this before or behind GET_VRING_BASE, and its machine stands
+                    # still meanwhile: log off and reset come when it has been quiet.
                     self._rings.stop_rings()
                 else:
                     self._rings.stop_all()
                 self._config.reset()
-            elif status & virtio_pci.Status.DRIVER_OK:
+                return
+            self._rings.finish_stops()
+            if status & virtio_pci.Status.DRIVER_OK:
                 self._rings.settle(all_described=True)
 
     def get_status(self) -> int:

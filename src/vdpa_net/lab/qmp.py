@@ -139,6 +139,8 @@ class QmpSession:
         except concurrent.futures.TimeoutError:
             future.cancel()
             raise LabError(f"{self.name}: QEMU did not answer within {timeout_s:g} s") from None
+        except concurrent.futures.CancelledError:
+            raise PeerGone(f"{self.name}: the QMP session has been closed") from None
 
     async def _connect(self, connection: socket.socket) -> None:
         client = QMPClient(self.name)
@@ -177,6 +179,11 @@ class QmpSession:
         if self._client is not None:
             # The peer may have gone first, which is no news at this point.
             await asyncio.gather(self._client.disconnect(), return_exceptions=True)
+        # What an interrupted caller has begun still waits for QEMU.
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
         with self._changed:
             self._gone = True
             self._changed.notify_all()

@@ -117,7 +117,8 @@ class Backend(Protocol):
         """How long the front end should have said nothing before `finish_stops`; None: nothing is due."""
 
     def finish_stops(self) -> None:
-        """What could wait when rings were stopped. It is done before any message but GET_VRING_BASE.
+        """What could wait when rings were stopped. It is done before any message but GET_VRING_BASE and
+        SET_STATUS, of which the latter does it itself unless it is a reset.
 
         An error ends the connection, since the front end can't be told of it any more.
         """

@@ -28,7 +28,7 @@ __all__ = ["Backend", "VhostUserClient", "VhostUserPeer", "VhostUserServer"]
 _KEPT_ERRORS = 64
 _KEPT_MESSAGES = 4096
 _NOT_KEPT = ("IOTLB_MSG",)
-_MAY_COME_BEFORE_STOPS_ARE_FINISHED = "GET_VRING_BASE"
+_MAY_COME_BEFORE_STOPS_ARE_FINISHED = ("GET_VRING_BASE", "SET_STATUS")
 _LEAST_PAUSE_S = 0.1
 _MOST_PAUSE_S = 1.0
 
@@ -124,17 +124,19 @@ class VhostUserPeer(ABC, Closing):
         try:
             header = session.header(sock.recv_exact(HEADER.size, fds))
             payload = sock.recv_exact(header.size_bytes, fds) if header.size_bytes else b""
-            if header.name != _MAY_COME_BEFORE_STOPS_ARE_FINISHED:
+            arrived_ns = time.monotonic_ns()
+            if header.name not in _MAY_COME_BEFORE_STOPS_ARE_FINISHED:
                 self._backend.finish_stops()
-            answer = self._answer(session, header, payload, fds)
+            answer = self._answer(session, header, payload, fds, arrived_ns)
         finally:
             # Whoever keeps a descriptor has duplicated it.
             close_fds(fds)
         if answer is not None:
             sock.send(answer)
 
-    def _answer(self, session: Session, header: Header, payload: bytes, fds: Sequence[int]) -> bytes | None:
-        arrived_ns = time.monotonic_ns()
+    def _answer(
+        self, session: Session, header: Header, payload: bytes, fds: Sequence[int], arrived_ns: int
+    ) -> bytes | None:
         try:
             request = session.request(header, payload, tuple(fds))
             values = handle(self._backend, session, request)
