@@ -7,10 +7,15 @@ written. The log has to name those pages too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from property.exact_log import exact_log
+from vdpa_net.backend import Backend
+from vdpa_net.backend.loopback import Loopback
+from vdpa_net.testing.datagram_backend import DatagramLoopback
 from vdpa_net.testing.guest_cpu import RX, TX
 from vdpa_net.testing.guest_driver import PACKED, WANTED
 from vdpa_net.testing.loopback_guest import MAC, LoopbackGuest
@@ -34,12 +39,25 @@ def made(number: int, wanted: bool, size: int) -> bytes:
 
 
 @settings(max_examples=60, deadline=None)
-@given(frames=FRAMES, packed=st.booleans(), queue_size=st.sampled_from((64, 256)), seed=st.integers(0, 2**16))
+@given(
+    frames=FRAMES,
+    packed=st.booleans(),
+    queue_size=st.sampled_from((64, 256)),
+    seed=st.integers(0, 2**16),
+    make_backend=st.sampled_from((Loopback, DatagramLoopback)),
+)
 def test_receive_buffers_that_were_written_and_given_up_are_marked(
-    *, frames: list[tuple[bool, int]], packed: bool, queue_size: int, seed: int
+    *,
+    frames: list[tuple[bool, int]],
+    packed: bool,
+    queue_size: int,
+    seed: int,
+    make_backend: Callable[[], Backend],
 ) -> None:
     features = WANTED | (PACKED if packed else 0)
-    with LoopbackGuest(seed=seed, features=features, queue_size=queue_size, mtu=LONGEST_BYTES) as guest:
+    with LoopbackGuest(
+        seed=seed, features=features, queue_size=queue_size, mtu=LONGEST_BYTES, make_backend=make_backend
+    ) as guest:
         guest.start()
         assert guest.driver.control(virtio_net.CTRL_RX, virtio_net.CTRL_RX_PROMISC, b"\0") == 0
         with exact_log(guest):

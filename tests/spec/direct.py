@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
+from vdpa_net.backend import Backend
 from vdpa_net.backend.loopback import Loopback
 from vdpa_net.device.function import lm_place
 from vdpa_net.device.net_device import NetDevice
@@ -82,8 +83,14 @@ class Handle:
 class Rig:
     """`driver` is the guest, `log` its VMM's dirty log of all its memory, in two pages behind each other."""
 
-    def __init__(self, features: int = WANTED, first_index: int = 0, **options: Any) -> None:
-        self.backend = Loopback()
+    def __init__(
+        self,
+        features: int = WANTED,
+        first_index: int = 0,
+        backend: Backend | None = None,
+        **options: Any,
+    ) -> None:
+        self.backend = backend or Loopback()
         self.device = NetDevice(self.backend, **{"mac": MAC, **options})
         self.memory = GuestMemory([(0, MEMORY_BYTES)])
         self.log = DirtyLog.for_memory_end(MEMORY_BYTES, 4096)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
@@ -26,6 +27,7 @@ from spec.direct import (
     Rig,
     rig,
 )
+from vdpa_net.testing.datagram_backend import DatagramLoopback
 from vdpa_net.testing.dirty_log import DirtyLog
 from vdpa_net.testing.ring import Segment
 from vdpa_net.wire import virtio_net, virtio_pci
@@ -35,7 +37,8 @@ PAGE = 4096
 
 @pytest.fixture
 def long_frames() -> Iterator[Rig]:
-    with rig(mtu=9000) as made:
+    """On a back end that reads into the driver's buffers before it knows what for."""
+    with closing(DatagramLoopback()) as backend, rig(mtu=9000, backend=backend) as made:
         made.driver.start()
         yield made
 

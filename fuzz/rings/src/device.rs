@@ -6,8 +6,10 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
-use vdpa_net_dataplane::memory::{DmaSpace, PAGE_BYTES};
-use vdpa_net_dataplane::ring::{self, AnyRing, Chain, Ring, RingConfig, RingResult};
+use vdpa_net_dataplane::memory::{DmaSpace, Range, PAGE_BYTES};
+use vdpa_net_dataplane::ring::{
+    self, AnyRing, Chain, Line, Ring, RingConfig, RingResult, Single, LINE_CHAINS,
+};
 
 use crate::guest::{memfd, Guest};
 use crate::input::{Operation, Setup, MEMORY_BYTES, MEMORY_IOVA};
@@ -122,6 +124,22 @@ impl Device {
                     });
                 }
             }
+            Operation::PopLine => {
+                for single in ring.pop_line(&memory).into_iter().flatten() {
+                    let chain = chain_of(&single);
+                    check_chain(&chain, ring.size(), self.packed);
+                    self.popped.push_back(Popped {
+                        chain,
+                        written: false,
+                    });
+                }
+            }
+            Operation::UseLine { len } => {
+                if let Some(line) = oldest(&self.popped) {
+                    self.popped.drain(..LINE_CHAINS);
+                    ring.push_line(&memory, &line, [u32::from(len), 1, 0, 2])?;
+                }
+            }
             Operation::Use { len } => {
                 if let Some(popped) = self.popped.pop_front() {
                     ring.push_used(&memory, popped.chain.taken, u32::from(len))?;
@@ -205,6 +223,33 @@ impl Device {
         done.expect("a map that was, or was not");
         self.mapped[which] = !self.mapped[which];
     }
+}
+
+fn chain_of(single: &Single) -> Chain {
+    let (buffers, len) = (vec![single.buffer], single.buffer.len);
+    let mut chain = Chain::default();
+    chain.taken = single.taken();
+    if single.is_writable {
+        (chain.writable, chain.writable_len) = (buffers, len);
+    } else {
+        (chain.readable, chain.readable_len) = (buffers, len);
+    }
+    chain
+}
+
+/// The oldest chains, if they can be used at once.
+fn oldest(popped: &VecDeque<Popped>) -> Option<Line> {
+    let singles = popped.iter().take(LINE_CHAINS).map(|popped| {
+        let chain = &popped.chain;
+        let buffer = chain.writable.first().or(chain.readable.first());
+        (chain.taken.slots == 1).then(|| Single {
+            head: chain.taken.head,
+            is_writable: !chain.writable.is_empty(),
+            buffer: buffer.copied().unwrap_or(Range::new(0, 0u64)),
+        })
+    });
+    let singles: Vec<Single> = singles.collect::<Option<_>>()?;
+    singles.try_into().ok()
 }
 
 /// Hand the newest chain back, which is allowed as long as nothing was written to it.

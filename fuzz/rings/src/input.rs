@@ -186,12 +186,19 @@ pub enum Operation {
     Move,
     /// Device: count.
     Available,
+    /// Device: take several chains at once.
+    PopLine,
+    /// Device: use the oldest chains at once.
+    UseLine {
+        /// Bytes written to each.
+        len: u16,
+    },
 }
 
 impl Operation {
     /// The next one, if there is one.
     pub fn read(input: &mut Input<'_>) -> Option<Self> {
-        Some(match input.u8()? % 13 {
+        Some(match input.u8()? % 15 {
             0 => Self::Word {
                 index: input.u16()?,
                 value: input.u16()?,
@@ -219,7 +226,9 @@ impl Operation {
                 second: input.u8()? & 1 != 0,
             },
             11 => Self::Move,
-            _ => Self::Available,
+            12 => Self::Available,
+            13 => Self::PopLine,
+            _ => Self::UseLine { len: input.u16()? },
         })
     }
 
@@ -250,6 +259,8 @@ impl Operation {
             Self::Remap { second } => put(10, &[u8::from(second)], &[]),
             Self::Move => put(11, &[], &[]),
             Self::Available => put(12, &[], &[]),
+            Self::PopLine => put(13, &[], &[]),
+            Self::UseLine { len } => put(14, &[], &[len]),
         }
     }
 }

@@ -76,7 +76,9 @@ fn indirect(head: u8) -> Vec<Operation> {
 }
 
 fn seeds() -> BTreeMap<String, Vec<u8>> {
-    use Operation::{Available, Kicks, Log, Move, Pop, Publish, Remap, Unpop, Use};
+    use Operation::{
+        Available, Fill, Kicks, Log, Move, Pop, PopLine, Publish, Remap, Unpop, Use, UseLine,
+    };
     let log = [Log { on: true }];
     let mut seeds = BTreeMap::new();
     for (name, flags, state) in [
@@ -141,6 +143,23 @@ fn seeds() -> BTreeMap<String, Vec<u8>> {
                 &[Pop, Use { len: 0 }, Publish, Log { on: false }],
             ],
         );
+        let singles: Vec<Operation> = (0..8)
+            .flat_map(|head| {
+                let buffer = descriptor(head, 0x3000, 64, WRITE, u16::from(head));
+                [buffer, Operation::Offer { head }]
+            })
+            .collect();
+        seed(
+            "lines",
+            &[
+                &log,
+                &singles,
+                &[Pop, Pop, Unpop, Unpop, PopLine, Fill { len: 9 }, PopLine],
+                &[UseLine { len: 9 }, Unpop, Use { len: 1 }, Publish],
+                &singles,
+                &[PopLine, UseLine { len: 0 }, Publish, Move, PopLine],
+            ],
+        );
         let loops = descriptor(0, 0x3000, 8, NEXT, 0);
         seed("loops", &[&[loops, Operation::Offer { head: 0 }, Pop]]);
         seed(
@@ -182,7 +201,7 @@ fn every_file_of_the_corpus_runs() {
         run(&fs::read(entry.unwrap().path()).unwrap());
         files += 1;
     }
-    assert!(files >= 56, "{files} files");
+    assert!(files >= 63, "{files} files");
 }
 
 #[test]

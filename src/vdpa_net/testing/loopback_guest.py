@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 
+from vdpa_net.backend import Backend
 from vdpa_net.backend.loopback import Loopback
 from vdpa_net.closing import Closing
 from vdpa_net.device.net_device import NetDevice
@@ -37,6 +39,7 @@ class LoopbackGuest(Closing):
         queue_size: int = 256,
         first_index: int = 0,
         mtu: int = 1500,
+        make_backend: Callable[[], Backend] = Loopback,
     ) -> None:
         self._stack = ExitStack()
         with self._stack as building:
@@ -49,6 +52,7 @@ class LoopbackGuest(Closing):
                 if bit in virtio_net.OFF_BY_DEFAULT and features >> bit & 1
             )
             self._mtu = mtu
+            self._make_backend = make_backend
             self.device, self.handle = self._make_device(building)
             self.driver = GuestDriver(
                 self.handle,
@@ -65,7 +69,7 @@ class LoopbackGuest(Closing):
         self._first_states = {queue: self.driver.rings[queue].state for queue in (RX, TX) if first_index}
 
     def _make_device(self, stack: ExitStack) -> tuple[NetDevice, InProcessHandle]:
-        backend = Loopback()
+        backend = self._make_backend()
         stack.callback(backend.close)
         device = NetDevice(backend, mac=MAC, mtu=self._mtu, enabled_features=self._enabled)
         stack.callback(device.close)

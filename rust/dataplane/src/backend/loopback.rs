@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::steering::Steering;
@@ -35,14 +35,41 @@ pub(crate) struct Loopback {
 #[derive(Debug)]
 struct Lane {
     packets: Mutex<Packets>,
-    /// Signalled while there are packets.
+    /// Signalled while there are packets, at least.
     filled: EventFd,
 }
 
 #[derive(Debug, Default)]
 struct Packets {
-    waiting: VecDeque<Vec<u8>>,
-    spare: Vec<Vec<u8>>,
+    waiting: VecDeque<Packet>,
+    spare: Vec<Packet>,
+    /// Whether `filled` is signalled. It is while packets wait; and until somebody who looks for one finds none, so that
+    /// packets that are taken as soon as they come cost no system call.
+    is_signalled: bool,
+}
+
+/// A packet in memory that was that of others before, which nobody clears.
+#[derive(Debug, Default)]
+struct Packet {
+    storage: Vec<u8>,
+    len: usize,
+}
+
+impl Packet {
+    fn of(bytes: &[u8]) -> Self {
+        Self {
+            storage: bytes.to_vec(),
+            len: bytes.len(),
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.storage[..self.len]
+    }
+
+    fn bytes_mut(&mut self) -> &mut [u8] {
+        &mut self.storage[..self.len]
+    }
 }
 
 impl Loopback {
@@ -65,67 +92,130 @@ impl Loopback {
         self.offloads.store(features, Ordering::Relaxed);
     }
 
-    fn push(&self, pair: u16, mut packet: Vec<u8>) -> Sent {
-        let offloads = self.offloads.load(Ordering::Relaxed);
-        if let Err(reason) = net::loop_back(&mut packet, offloads) {
-            self.lanes[usize::from(pair)].keep(packet);
-            return Sent::Refused {
-                reason,
-                errno: libc::EOPNOTSUPP,
-            };
+    /// The pair that receives what `pair` sends.
+    fn target_of(&self, pair: u16) -> u16 {
+        pair % self.steering.active_pairs()
+    }
+
+    /// Lock what waits for a pair.
+    fn turn(&self, pair: u16) -> LaneTurn<'_> {
+        let lane = &self.lanes[usize::from(pair)];
+        LaneTurn {
+            shared: self,
+            pair,
+            packets: lane.packets.lock(),
+            filled: &lane.filled,
         }
-        let target = pair % self.steering.active_pairs();
-        self.lanes[usize::from(target)].push(packet, self.depth)
     }
 }
 
-impl Lane {
-    fn spare(&self) -> Vec<u8> {
-        self.packets.lock().spare.pop().unwrap_or_default()
-    }
+/// What waits for one pair, locked: for a batch, because to lock it for each packet would make each wait until all that
+/// was stored before, for a guest that runs on another processor, has got there.
+pub(crate) struct LaneTurn<'a> {
+    shared: &'a Loopback,
+    pair: u16,
+    packets: MutexGuard<'a, Packets>,
+    filled: &'a EventFd,
+}
 
-    fn keep(&self, packet: Vec<u8>) {
-        self.packets.lock().keep(packet);
-    }
-
-    fn push(&self, packet: Vec<u8>, depth: usize) -> Sent {
-        let mut packets = self.packets.lock();
-        if packets.waiting.len() >= depth {
-            packets.keep(packet);
-            return Sent::Refused {
-                reason: Drop::Backend,
-                errno: libc::ENOBUFS,
-            };
+impl LaneTurn<'_> {
+    fn push(&mut self, mut packet: Packet) -> Sent {
+        let offloads = self.shared.offloads.load(Ordering::Relaxed);
+        let refused = match net::loop_back(packet.bytes_mut(), offloads) {
+            Err(reason) => Some((reason, libc::EOPNOTSUPP)),
+            Ok(()) if self.packets.waiting.len() >= self.shared.depth => {
+                Some((Drop::Backend, libc::ENOBUFS))
+            }
+            Ok(()) => None,
+        };
+        if let Some((reason, errno)) = refused {
+            self.packets.keep(packet);
+            return Sent::Refused { reason, errno };
         }
-        packets.waiting.push_back(packet);
-        if packets.waiting.len() == 1 {
+        self.packets.waiting.push_back(packet);
+        if !std::mem::replace(&mut self.packets.is_signalled, true) {
             // Only a counter at its maximum makes this fail, and then it is signalled already.
             let _ = self.filled.write(1);
         }
         Sent::Done
     }
 
+    /// The next packet, which is taken with [`Self::taken`].
+    #[inline]
+    pub(crate) fn offer(&mut self) -> Option<&[u8]> {
+        if self.packets.waiting.is_empty() && self.packets.is_signalled {
+            self.packets.is_signalled = false;
+            let _ = self.filled.read();
+        }
+        self.packets.waiting.front().map(Packet::bytes)
+    }
+
+    /// The packet that was offered is the driver's, or dropped.
+    #[inline]
+    pub(crate) fn taken(&mut self) {
+        if let Some(packet) = self.packets.waiting.pop_front() {
+            self.packets.keep(packet);
+        }
+    }
+
     /// Take a packet, unless `take` fails to.
-    fn pop(&self, take: impl FnOnce(&[u8]) -> Result<Received>) -> Result<Received> {
-        let mut packets = self.packets.lock();
-        let Some(packet) = packets.waiting.front() else {
+    fn pop(&mut self, take: impl FnOnce(&[u8]) -> Result<Received>) -> Result<Received> {
+        let Some(packet) = self.offer() else {
             return Ok(Received::Empty);
         };
         let received = take(packet)?;
-        if let Some(packet) = packets.waiting.pop_front() {
-            packets.keep(packet);
-        }
-        if packets.waiting.is_empty() {
-            let _ = self.filled.read();
-        }
+        self.taken();
         Ok(received)
+    }
+
+    pub(super) fn receive(&mut self, buffer: &mut [u8]) -> Received {
+        let received = self.pop(|packet| Ok(copy(packet, buffer)));
+        // A copy does not fail.
+        received.unwrap_or(Received::Empty)
+    }
+
+    pub(super) fn receive_into(
+        &mut self,
+        memory: &Memory<'_>,
+        ranges: &[Range],
+        spill: &mut [u8],
+    ) -> Result<Received> {
+        self.pop(|packet| place(packet, memory, ranges, spill))
+    }
+}
+
+/// A pair that sends a batch.
+pub(crate) struct SendTurn<'a> {
+    from: u16,
+    to: LaneTurn<'a>,
+}
+
+impl SendTurn<'_> {
+    /// As [`LoopbackPort::send`].
+    #[inline]
+    pub(super) fn send(&mut self, memory: &Memory<'_>, ranges: &[Range]) -> Result<Sent> {
+        let target = self.to.shared.target_of(self.from);
+        if target != self.to.pair {
+            // The driver has another number of pairs since the last packet.
+            self.to = self.to.shared.turn(target);
+        }
+        let mut packet = self.to.packets.spare.pop().unwrap_or_default();
+        match memory.gather_over(ranges, &mut packet.storage) {
+            Ok(len) => {
+                packet.len = len;
+                Ok(self.to.push(packet))
+            }
+            Err(error) => {
+                self.to.packets.keep(packet);
+                Err(error)
+            }
+        }
     }
 }
 
 impl Packets {
-    fn keep(&mut self, mut packet: Vec<u8>) {
-        if self.spare.len() < MAX_SPARE && packet.capacity() <= MAX_SPARE_BYTES {
-            packet.clear();
+    fn keep(&mut self, packet: Packet) {
+        if self.spare.len() < MAX_SPARE && packet.storage.capacity() <= MAX_SPARE_BYTES {
             self.spare.push(packet);
         }
     }
@@ -143,37 +233,125 @@ impl LoopbackPort {
         Self { pair, shared }
     }
 
-    fn lane(&self) -> &Lane {
-        &self.shared.lanes[usize::from(self.pair)]
+    pub(super) fn poll_fd(&self) -> BorrowedFd<'_> {
+        let lane = &self.shared.lanes[usize::from(self.pair)];
+        // SAFETY: the eventfd lives as long as `self`, which the result borrows.
+        unsafe { BorrowedFd::borrow_raw(lane.filled.as_raw_fd()) }
     }
 
-    pub(super) fn poll_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: the eventfd lives as long as `self`, which the result borrows.
-        unsafe { BorrowedFd::borrow_raw(self.lane().filled.as_raw_fd()) }
+    /// For the packets of a batch that are sent.
+    pub(super) fn send_turn(&self) -> SendTurn<'_> {
+        SendTurn {
+            from: self.pair,
+            to: self.shared.turn(self.shared.target_of(self.pair)),
+        }
+    }
+
+    /// For the packets of a batch that are received.
+    pub(super) fn receive_turn(&self) -> LaneTurn<'_> {
+        self.shared.turn(self.pair)
     }
 
     pub(super) fn send(&self, memory: &Memory<'_>, ranges: &[Range]) -> Result<Sent> {
-        let mut packet = self.lane().spare();
-        memory.gather(ranges, &mut packet)?;
-        Ok(self.shared.push(self.pair, packet))
+        self.send_turn().send(memory, ranges)
     }
 
     pub(super) fn send_bytes(&self, packet: &[u8]) -> Sent {
-        self.shared.push(self.pair, packet.to_vec())
+        self.send_turn().to.push(Packet::of(packet))
     }
 
     pub(super) fn receive(&self, buffer: &mut [u8]) -> Received {
-        let received = self.lane().pop(|packet| Ok(copy(packet, buffer)));
-        received.unwrap_or(Received::Empty)
+        self.receive_turn().receive(buffer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(depth: usize) -> LoopbackPort {
+        LoopbackPort::new(0, Arc::new(Loopback::new(1, depth).unwrap()))
     }
 
-    pub(super) fn receive_into(
-        &self,
-        memory: &Memory<'_>,
-        ranges: &[Range],
-        spill: &mut [u8],
-    ) -> Result<Received> {
-        self.lane()
-            .pop(|packet| place(packet, memory, ranges, spill))
+    fn is_readable(port: &LoopbackPort) -> bool {
+        let mut poll = libc::pollfd {
+            fd: port.poll_fd().as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: the pointer is that of one live pollfd, and the count is 1.
+        unsafe { libc::poll(&mut poll, 1, 0) == 1 }
+    }
+
+    fn packet(fill: u8, len: usize) -> Vec<u8> {
+        let mut packet = vec![0; net::HEADER_BYTES];
+        packet.resize(len, fill);
+        packet
+    }
+
+    #[test]
+    fn packets_come_back_in_their_order_and_as_long_as_they_were() {
+        let port = port(8);
+        for round in 0..3 {
+            for (fill, len) in [(1, 1500), (2, 60), (3, 9000), (4, 13)] {
+                assert_eq!(port.send_bytes(&packet(fill + round, len)), Sent::Done);
+            }
+            let mut turn = port.receive_turn();
+            for (fill, len) in [(1, 1500), (2, 60), (3, 9000), (4, 13)] {
+                assert_eq!(turn.offer(), Some(packet(fill + round, len).as_slice()));
+                assert_eq!(
+                    turn.offer().map(<[u8]>::len),
+                    Some(len),
+                    "an offer takes nothing"
+                );
+                turn.taken();
+            }
+            assert_eq!(turn.offer(), None);
+        }
+    }
+
+    #[test]
+    fn a_port_is_readable_while_packets_wait_and_until_a_look_that_finds_none() {
+        let port = port(8);
+        assert!(!is_readable(&port));
+        for _ in 0..3 {
+            port.send_bytes(&packet(1, 60));
+            port.send_bytes(&packet(2, 60));
+            assert!(is_readable(&port));
+            let mut turn = port.receive_turn();
+            assert!(turn.offer().is_some());
+            turn.taken();
+            assert!(is_readable(&port), "one waits");
+            assert!(turn.offer().is_some());
+            turn.taken();
+            assert_eq!(turn.offer(), None);
+            drop(turn);
+            assert!(!is_readable(&port), "none waits, and that was seen");
+        }
+        // One that comes after the last was taken and before the look.
+        port.send_bytes(&packet(1, 60));
+        port.receive_turn().taken();
+        port.send_bytes(&packet(2, 60));
+        assert!(is_readable(&port));
+    }
+
+    #[test]
+    fn a_full_port_refuses_and_keeps_what_it_has() {
+        let port = port(2);
+        for fill in 1..4 {
+            let sent = port.send_bytes(&packet(fill, 60));
+            if fill < 3 {
+                assert_eq!(sent, Sent::Done);
+            } else {
+                let (reason, errno) = (Drop::Backend, libc::ENOBUFS);
+                assert_eq!(sent, Sent::Refused { reason, errno });
+            }
+        }
+        let mut buffer = [0; 100];
+        for fill in 1..3 {
+            assert_eq!(port.receive(&mut buffer), Received::Packet(60));
+            assert_eq!(buffer[..60], packet(fill, 60));
+        }
+        assert_eq!(port.receive(&mut buffer), Received::Empty);
     }
 }

@@ -16,10 +16,10 @@ use std::sync::Arc;
 use crate::counters::Drop;
 use crate::error::{Error, Result};
 use crate::memory::{Memory, Range};
-use loopback::{Loopback, LoopbackPort};
+use loopback::{LaneTurn, Loopback, LoopbackPort, SendTurn};
 use null::NullPort;
 use recorder::RecordedPort;
-use source::SourceTurn;
+use source::{Offer, SourceTurn};
 use steering::Steering;
 pub(crate) use tap::TapPort;
 
@@ -263,11 +263,19 @@ impl Port {
 
     /// What the packets of a batch are received by.
     pub(crate) fn receiver(&self) -> Receiver<'_> {
-        let turn = match self {
-            Self::Null(port) => port.turn(),
-            _ => None,
-        };
-        turn.map_or(Receiver::Port(self), Receiver::Source)
+        match self {
+            Self::Loopback(port) => Receiver::Loopback(port.receive_turn()),
+            Self::Null(port) => port.turn().map_or(Receiver::Port(self), Receiver::Source),
+            _ => Receiver::Port(self),
+        }
+    }
+
+    /// What the packets of a batch are sent by.
+    pub(crate) fn sender(&self) -> Sender<'_> {
+        match self {
+            Self::Loopback(port) => Sender::Loopback(port.send_turn()),
+            _ => Sender::Port(self),
+        }
     }
 
     /// Take the next packet into `buffer`; one that is longer comes cut to its size.
@@ -281,13 +289,57 @@ impl Port {
     }
 }
 
-/// A port during a batch.
+/// A port during a batch that is sent.
+pub(crate) enum Sender<'a> {
+    Port(&'a Port),
+    Loopback(SendTurn<'a>),
+}
+
+impl Sender<'_> {
+    /// Send the packet that lies in these buffers. `Err`: the buffers can't be read.
+    #[inline]
+    pub(crate) fn send(&mut self, memory: &Memory<'_>, ranges: &[Range]) -> Result<Sent> {
+        match self {
+            Self::Port(port) => port.send(memory, ranges),
+            Self::Loopback(turn) => turn.send(memory, ranges),
+        }
+    }
+}
+
+/// A port during a batch that is received.
 pub(crate) enum Receiver<'a> {
     Port(&'a Port),
     Source(SourceTurn<'a>),
+    Loopback(LaneTurn<'a>),
 }
 
 impl Receiver<'_> {
+    /// Whether packets lie in memory of ours, and [`Self::offer`] lends them.
+    #[inline]
+    pub(crate) fn lends(&self) -> bool {
+        !matches!(self, Self::Port(_))
+    }
+
+    /// The next packet, which is taken with [`Self::taken`]; None: there is nothing yet.
+    #[inline]
+    pub(crate) fn offer(&mut self) -> Option<Offer<'_>> {
+        match self {
+            Self::Source(source) => source.offer(),
+            Self::Loopback(lane) => lane.offer().map(Offer::whole),
+            Self::Port(_) => None,
+        }
+    }
+
+    /// The packet that was offered with this ticket is the driver's, or dropped.
+    #[inline]
+    pub(crate) fn taken(&mut self, ticket: usize) {
+        match self {
+            Self::Source(source) => source.taken(ticket),
+            Self::Loopback(lane) => lane.taken(),
+            Self::Port(_) => {}
+        }
+    }
+
     /// Whether [`Self::receive_into`] works.
     pub(crate) fn is_direct(&self) -> bool {
         !matches!(self, Self::Port(Port::Recorded(_)))
@@ -303,9 +355,9 @@ impl Receiver<'_> {
     ) -> Result<Received> {
         match self {
             Self::Source(source) => source.receive_into(memory, ranges, spill),
-            Self::Port(Port::Loopback(port)) => port.receive_into(memory, ranges, spill),
+            Self::Loopback(lane) => lane.receive_into(memory, ranges, spill),
             Self::Port(Port::Tap(port)) => port.receive_into(memory, ranges, spill),
-            Self::Port(Port::Null(_) | Port::Recorded(_)) => Ok(Received::Empty),
+            Self::Port(_) => Ok(Received::Empty),
         }
     }
 
@@ -313,6 +365,7 @@ impl Receiver<'_> {
     pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> Received {
         match self {
             Self::Source(source) => source.receive(buffer),
+            Self::Loopback(lane) => lane.receive(buffer),
             Self::Port(port) => port.receive(buffer),
         }
     }

@@ -205,7 +205,7 @@ impl SourceTurn<'_> {
         let flow = self.source.next(&mut self.state)?;
         Some(Offer {
             packet: &self.state.packet,
-            stamp: self.state.stamp(flow),
+            stamp: Some(self.state.stamp(flow)),
             flow,
         })
     }
@@ -238,22 +238,40 @@ impl SourceTurn<'_> {
 
 /// A packet that lies in memory of ours, but for what distinguishes it.
 pub(crate) struct Offer<'a> {
-    /// A packet of the source, the numbers in which are those of another one.
+    /// The packet; of a source, with the numbers of another one in it.
     pub(crate) packet: &'a [u8],
-    /// Whose it is.
-    pub(crate) flow: usize,
-    stamp: Stamp,
+    /// Whose it is, of a source.
+    flow: usize,
+    stamp: Option<Stamp>,
 }
 
-impl Offer<'_> {
+impl<'a> Offer<'a> {
+    /// Of a packet that is complete.
+    #[inline]
+    pub(super) fn whole(packet: &'a [u8]) -> Self {
+        Self {
+            packet,
+            flow: 0,
+            stamp: None,
+        }
+    }
+
+    /// What [`super::Receiver::taken`] wants to know.
+    #[inline]
+    pub(crate) fn ticket(&self) -> usize {
+        self.flow
+    }
+
     /// Write the packet, which takes one chain. The constant bytes are copied from where nobody stores to: a copy of
     /// what has just been stored has to wait for it.
     #[inline]
     pub(crate) fn write(&self, canvas: &Canvas<'_>) {
         canvas.put(0, self.packet);
         canvas.put(net::NUM_BUFFERS, &1u16.to_le_bytes());
-        for (at, bytes) in self.stamp.fields() {
-            canvas.put(at, bytes);
+        if let Some(stamp) = &self.stamp {
+            for (at, bytes) in stamp.fields() {
+                canvas.put(at, bytes);
+            }
         }
     }
 }

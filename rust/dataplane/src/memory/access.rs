@@ -204,6 +204,23 @@ impl Memory<'_> {
         Ok(total as usize)
     }
 
+    /// Copy the bytes of the ranges to the beginning of `out`, which grows where it is too short; returns how many. Errors as
+    /// for [`Self::gather`]; `out` may have grown.
+    #[inline]
+    pub fn gather_over(&self, ranges: &[Range], out: &mut Vec<u8>) -> Result<usize> {
+        if let [range] = ranges {
+            match self.piece(*range, false) {
+                Some(bytes) if range.len <= out.len() as u64 && bytes.len() as u64 == range.len => {
+                    bytes.copy_to(&mut out[..range.len as usize]);
+                    return Ok(range.len as usize);
+                }
+                _ => {}
+            }
+        }
+        out.clear();
+        self.gather(ranges, out)
+    }
+
     /// Check all the ranges; returns the sum of their lengths.
     pub(super) fn check_all(&self, ranges: &[Range], writable: bool) -> Result<u64> {
         ranges.iter().try_fold(0u64, |total, range| {
@@ -314,6 +331,12 @@ impl Memory<'_> {
         }
         let len = range.len.min(span.last - range.iova + 1);
         Some(self.bytes(&span, range.iova, len))
+    }
+
+    /// Whether the byte at `iova` can be read.
+    #[inline(always)]
+    pub(super) fn may_read(&self, iova: u64) -> bool {
+        self.span(iova).is_some_and(|span| span.get().readable)
     }
 
     /// By reference: a copy of it would be read in other pieces than it is written in, for which a processor waits.

@@ -5,7 +5,7 @@
 //! No pointer leaves this module, so an unmarked store can't be expressed outside of it.
 //!
 //! ```text
-//!   DmaSpace --lock()--> Memory (one batch) --> access.rs, entries.rs, compose.rs, io.rs (stores); burst.rs (loads) --> mark.rs, deferred.rs (bits)
+//!   DmaSpace --lock()--> Memory (one batch) --> access.rs, entries.rs, line.rs, compose.rs, io.rs (stores); burst.rs (loads) --> mark.rs, deferred.rs (bits)
 //!      |                    |                        |
 //!      | RwLock             | span cache             +--> raw.rs (words and copies that others race with)
 //!      v                    v
@@ -32,6 +32,7 @@ mod file;
 mod intervals;
 mod io;
 mod last_writes;
+mod line;
 mod log;
 mod logging;
 mod mark;
@@ -47,6 +48,7 @@ pub(crate) use burst::{Burst, BurstWriter};
 pub use compose::Canvas;
 pub use fault::MarkFault;
 pub use last_writes::LastWrite;
+pub use line::{RingLine, LINE_BYTES, LINE_ENTRIES};
 pub use log::LogCounters;
 pub use misses::Miss;
 pub use places::FilePlace;

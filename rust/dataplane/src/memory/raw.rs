@@ -172,6 +172,12 @@ impl<'g> HostBytes<'g> {
         self.as_u16().load(Ordering::Acquire)
     }
 
+    /// The same without acquire order: a fence has to follow before anything is concluded from it.
+    #[inline]
+    pub(super) fn load_relaxed_u16(self) -> u16 {
+        self.as_u16().load(Ordering::Relaxed)
+    }
+
     /// Release: what was written before is visible to whoever sees this value.
     #[inline]
     pub(super) fn store_u16(self, value: u16) {

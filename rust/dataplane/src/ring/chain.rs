@@ -2,7 +2,7 @@
 //! Descriptor chains: what both formats share. How a chain is found is the formats' own business.
 
 use super::{RingFault, RingResult};
-use crate::memory::{Memory, Range};
+use crate::memory::{Memory, Range, LINE_ENTRIES};
 
 /// Size of one descriptor, in bytes (virtio 1.3 2.7.5, 2.8.13).
 pub const DESCRIPTOR_BYTES: u64 = 16;
@@ -29,6 +29,34 @@ pub struct Taken {
     pub head: u16,
     /// Places that it takes in the ring: entries of the available ring (always 1), or descriptors of a packed ring.
     pub slots: u16,
+}
+
+/// Chains that are taken and used together.
+pub const LINE_CHAINS: usize = LINE_ENTRIES;
+
+/// A chain that is one buffer in one place of the ring.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Single {
+    /// What the ring calls it.
+    pub head: u16,
+    /// Whether it is for the device to write; else it is for it to read.
+    pub is_writable: bool,
+    /// Where it is.
+    pub buffer: Range,
+}
+
+/// Chains of one buffer each that were taken together.
+pub type Line = [Single; LINE_CHAINS];
+
+impl Single {
+    /// As any chain that was taken.
+    #[inline]
+    pub fn taken(&self) -> Taken {
+        Taken {
+            head: self.head,
+            slots: 1,
+        }
+    }
 }
 
 /// One chain of buffers, split by direction. Reused from chain to chain.

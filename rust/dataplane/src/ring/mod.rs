@@ -15,7 +15,7 @@ use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::violation::Violation;
 
-pub use chain::{Chain, Taken};
+pub use chain::{Chain, Line, Single, Taken, LINE_CHAINS};
 
 /// Largest queue size (virtio 1.3 2.7, 2.8).
 pub const MAX_QUEUE_SIZE: u32 = 32768;
@@ -135,12 +135,27 @@ pub trait Ring: Send + std::fmt::Debug {
     fn available(&mut self, memory: &Memory<'_>) -> RingResult<u16>;
     /// Take the next chain into `chain`; false: there is none. After a fault the chain counts as not taken.
     fn pop(&mut self, memory: &Memory<'_>, chain: &mut Chain) -> RingResult<bool>;
+    /// Take the next [`LINE_CHAINS`] chains, as [`Ring::pop`] would one by one, if each of them is one buffer and the format
+    /// has them side by side. None, and nothing is taken: they have to be popped.
+    fn pop_line(&mut self, _memory: &Memory<'_>) -> Option<Line> {
+        None
+    }
     /// Hand the last popped chain back.
     fn unpop(&mut self, taken: Taken);
     /// Write a used element, `len` bytes written to the chain; whether that chain is done is no matter here.
     fn write_used(&mut self, memory: &Memory<'_>, taken: Taken, len: u32) -> RingResult<()>;
     /// Write the used element of the oldest popped chain, which is done with it.
     fn push_used(&mut self, memory: &Memory<'_>, taken: Taken, len: u32) -> RingResult<()>;
+    /// Write the used elements of the oldest popped chains, which are done with these; `lens` bytes written to each.
+    fn push_line(
+        &mut self,
+        memory: &Memory<'_>,
+        line: &Line,
+        lens: [u32; LINE_CHAINS],
+    ) -> RingResult<()> {
+        let mut chains = line.iter().zip(lens);
+        chains.try_for_each(|(single, len)| self.push_used(memory, single.taken(), len))
+    }
     /// Show all pushed elements to the driver; true: it wants an interrupt for them.
     fn publish(&mut self, memory: &Memory<'_>) -> RingResult<bool>;
     /// Ask the driver for a kick at its next chain; true: more chains came before the driver could know.

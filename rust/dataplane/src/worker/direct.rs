@@ -6,6 +6,7 @@
 //! driver offers enough. Chains that turn out not to be needed are handed back. Where something was written to them by
 //! then, because nobody wants the packet, that is marked as every store is.
 
+use super::offered::Lined;
 use super::receive::{Batch, Delivery, Ended, Inbox};
 use crate::backend::Received;
 use crate::counters::Drop;
@@ -19,6 +20,8 @@ pub(super) enum Direct {
     Delivered { chains: usize },
     /// There was a packet that nobody gets.
     Dropped,
+    /// Several packets are done with.
+    Line(Lined),
     /// The way through the inbox has to be taken, now or from now on.
     NotThisWay,
     /// There is nothing to do.

@@ -14,9 +14,9 @@ use parking_lot::MutexGuard;
 
 use super::coalesce::Done;
 use super::pair::{Pair, State, DRAIN_TIMEOUT};
-use super::receive::{Ended, Fetched, Replaced};
+use super::receive::{Batch, Ended, Fetched, Replaced};
 use crate::backend::Sent;
-use crate::counters::Drop as DropReason;
+use crate::counters::{BatchCounters, Drop as DropReason};
 use crate::net::{self, HEADER_BYTES};
 
 /// Which way a packet goes.
@@ -240,6 +240,24 @@ impl Pair {
         let received = self.receive(rx, inbox, 1);
         state.rx_ended = received.map(|received| received.ended);
         received.is_some_and(|received| received.packets > 0)
+    }
+
+    /// Read a packet ahead, for a hook. None: the queue is not running (any more), or waits for a map.
+    fn fetch(&self, state: &mut State) -> Option<Fetched> {
+        let State { rx, inbox, .. } = state;
+        self.attempt(rx, &self.rx, |ring, chain, memory| {
+            let mut batch = Batch {
+                pair: self,
+                memory,
+                ring,
+                chain,
+                inbox,
+                is_mergeable: false,
+                port: self.port.receiver(),
+                counters: BatchCounters::default(),
+            };
+            batch.fetch()
+        })
     }
 
     /// Call the hook without the lock; None: it dropped the packet, or made something else of it.

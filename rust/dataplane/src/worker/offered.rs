@@ -1,30 +1,117 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Receiving packets that lie in memory of ours already, those of a source: what is known of one before a chain is
+//! Receiving packets that lie in memory of ours already, those of a source and those that come back: what is known of one before a chain is
 //! taken makes it go to the driver with one copy.
 
 use super::direct::Direct;
-use super::receive::{Batch, Ended};
-use crate::backend::Receiver;
+use super::receive::{Batch, Ended, Inbox};
+use crate::counters::Drop;
 use crate::memory::Range;
-use crate::net::HEADER_BYTES;
-use crate::ring::{Ring, RingResult};
+use crate::net::{self, HEADER_BYTES};
+use crate::ring::{Ring, RingResult, LINE_CHAINS};
+
+/// What became of the packets of a line.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Lined {
+    /// Delivered, in a chain each.
+    pub(super) delivered: usize,
+    /// Dropped.
+    pub(super) dropped: usize,
+}
+
+impl Inbox {
+    /// Whether the checksum of this packet has to be completed for the driver, which is done in the inbox.
+    #[inline]
+    fn has_to_complete(&self, packet: &[u8]) -> bool {
+        self.completes_checksums && packet[net::FLAGS] != 0
+    }
+
+    #[inline]
+    fn wants(&self, packet: &[u8]) -> Result<(), Drop> {
+        net::check_length(packet.len() as u64)?;
+        if self.filter.passes_all() {
+            return Ok(());
+        }
+        self.filter.check(packet)
+    }
+}
 
 impl<R: Ring + ?Sized> Batch<'_, '_, R> {
+    /// Receive the next packets into chains that the ring gives out together, one each. None: none went that way; a packet that does not fit into its chain is left to the other ways. None waits in the inbox.
+    #[inline]
+    pub(super) fn receive_line(&mut self) -> RingResult<Option<Lined>> {
+        if !self.port.lends() {
+            return Ok(None);
+        }
+        let Some(line) = self.ring.pop_line(self.memory) else {
+            return Ok(None);
+        };
+        let mut done = Lined::default();
+        let mut lens = [0u32; LINE_CHAINS];
+        let mut result = Ok(());
+        while done.delivered < LINE_CHAINS && done.dropped < LINE_CHAINS {
+            let Some(offer) = self.port.offer() else {
+                break;
+            };
+            let (ticket, len) = (offer.ticket(), offer.packet.len());
+            if self.inbox.has_to_complete(offer.packet) {
+                break;
+            }
+            if let Err(reason) = self.inbox.wants(offer.packet) {
+                self.port.taken(ticket);
+                self.pair.rx.counters.dropped(reason, 1);
+                done.dropped += 1;
+                continue;
+            }
+            if done.delivered == 0 {
+                result = self.ring.disable_kicks(self.memory);
+            }
+            let single = &line[done.delivered];
+            let place = Range::new(single.buffer.iova, len as u64);
+            if result.is_err()
+                || !single.is_writable
+                || single.buffer.len < place.len
+                || !self.memory.compose(place, |canvas| offer.write(canvas))
+            {
+                break;
+            }
+            self.port.taken(ticket);
+            self.counters.chain();
+            self.counters.packet((len - HEADER_BYTES) as u64);
+            lens[done.delivered] = len as u32;
+            done.delivered += 1;
+        }
+        if done.delivered == LINE_CHAINS {
+            self.ring.push_line(self.memory, &line, lens)?;
+            return Ok(Some(done));
+        }
+        let (used, rest) = line.split_at(done.delivered);
+        rest.iter()
+            .rev()
+            .for_each(|single| self.ring.unpop(single.taken()));
+        for (single, len) in used.iter().zip(lens) {
+            self.ring.push_used(self.memory, single.taken(), len)?;
+        }
+        result.map(|()| (done.delivered + done.dropped > 0).then_some(done))
+    }
+
     /// Receive the next packet, if it fits into the first buffer of the next chain. None waits in the inbox.
     #[inline]
     pub(super) fn receive_offered(&mut self) -> RingResult<Direct> {
-        let Receiver::Source(source) = &mut self.port else {
+        if !self.port.lends() {
             return Ok(Direct::NotThisWay);
-        };
+        }
         if !self.ring.has_available(self.memory)? {
             return Ok(Direct::Nothing(Ended::NoBuffers));
         }
-        let Some(offer) = source.offer() else {
+        let Some(offer) = self.port.offer() else {
             return Ok(Direct::Nothing(Ended::NoPackets));
         };
-        let (flow, len) = (offer.flow, offer.packet.len());
-        if let Err(reason) = self.inbox.filter.check(offer.packet) {
-            source.taken(flow);
+        let (ticket, len) = (offer.ticket(), offer.packet.len());
+        if self.inbox.has_to_complete(offer.packet) {
+            return Ok(Direct::NotThisWay);
+        }
+        if let Err(reason) = self.inbox.wants(offer.packet) {
+            self.port.taken(ticket);
             self.pair.rx.counters.dropped(reason, 1);
             return Ok(Direct::Dropped);
         }
@@ -47,7 +134,7 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
             return Ok(Direct::NotThisWay);
         }
         self.ring.push_used(self.memory, taken, len as u32)?;
-        source.taken(flow);
+        self.port.taken(ticket);
         self.counters.chain();
         self.counters.packet((len - HEADER_BYTES) as u64);
         Ok(Direct::Delivered { chains: 1 })

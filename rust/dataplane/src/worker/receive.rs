@@ -8,13 +8,15 @@
 use std::sync::Arc;
 
 use super::direct::Direct;
-use super::pair::{Pair, Side, State};
+use super::pair::{Pair, Side};
 use crate::backend::{Received, Receiver};
 use crate::counters::{BatchCounters, Drop};
 use crate::filter::ReceiveFilter;
 use crate::memory::{Memory, Range};
 use crate::net::{self, HEADER_BYTES, MAX_PACKET_BYTES};
-use crate::ring::{with_ring, Chain, Ring, RingResult, Taken, F_GUEST_CSUM, F_MRG_RXBUF};
+use crate::ring::{
+    with_ring, Chain, Ring, RingResult, Taken, F_GUEST_CSUM, F_MRG_RXBUF, LINE_CHAINS,
+};
 
 /// Why a batch ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -213,33 +215,13 @@ impl Pair {
     }
 }
 
-impl Pair {
-    /// Read a packet ahead, for a hook. None: the queue is not running (any more), or waits for a map.
-    pub(super) fn fetch(&self, state: &mut State) -> Option<Fetched> {
-        let State { rx, inbox, .. } = state;
-        self.attempt(rx, &self.rx, |ring, chain, memory| {
-            let mut batch = Batch {
-                pair: self,
-                memory,
-                ring,
-                chain,
-                inbox,
-                is_mergeable: false,
-                port: self.port.receiver(),
-                counters: BatchCounters::default(),
-            };
-            batch.fetch()
-        })
-    }
-}
-
 pub(super) struct Batch<'a, 'm, R: Ring + ?Sized> {
     pub(super) pair: &'a Pair,
     pub(super) memory: &'a Memory<'m>,
     pub(super) ring: &'a mut R,
     pub(super) chain: &'a mut Chain,
     pub(super) inbox: &'a mut Inbox,
-    is_mergeable: bool,
+    pub(super) is_mergeable: bool,
     pub(super) port: Receiver<'a>,
     pub(super) counters: BatchCounters,
 }
@@ -258,7 +240,8 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
             if chains >= usize::from(budget) || packets >= budget {
                 break Ended::Budget;
             }
-            match self.receive_at_once()? {
+            let room = usize::from(budget - packets).min(usize::from(budget) - chains);
+            match self.receive_at_once(room)? {
                 Direct::NotThisWay => {}
                 Direct::Nothing(ended) => break ended,
                 Direct::Delivered { chains: used } => {
@@ -268,6 +251,11 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
                 }
                 Direct::Dropped => {
                     packets += 1;
+                    continue;
+                }
+                Direct::Line(line) => {
+                    chains += line.delivered;
+                    packets += (line.delivered + line.dropped) as u16;
                     continue;
                 }
             }
@@ -290,11 +278,16 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
         Ok(ReceivedBatch { packets, ended })
     }
 
-    /// Receive the next packet past the inbox, if it may go that way.
+    /// Receive the next packet, or up to `room`, past the inbox, if they may go that way.
     #[inline]
-    fn receive_at_once(&mut self) -> RingResult<Direct> {
+    fn receive_at_once(&mut self, room: usize) -> RingResult<Direct> {
         if !self.inbox.is_empty() {
             return Ok(Direct::NotThisWay);
+        }
+        if room >= LINE_CHAINS {
+            if let Some(line) = self.receive_line()? {
+                return Ok(Direct::Line(line));
+            }
         }
         match self.receive_offered()? {
             Direct::NotThisWay if self.inbox.goes_direct() && self.port.is_direct() => {
@@ -306,7 +299,7 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
 
     /// Make sure that there is a packet in the inbox; otherwise say why not. None is taken from the back end as long
     /// as the driver offers nothing at all.
-    fn fetch(&mut self) -> RingResult<Fetched> {
+    pub(super) fn fetch(&mut self) -> RingResult<Fetched> {
         if self.inbox.pending.is_some() {
             return Ok(Fetched::Ready);
         }

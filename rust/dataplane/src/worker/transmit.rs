@@ -3,11 +3,11 @@
 
 use super::pair::{Pair, Side};
 use super::queue::Queue;
-use crate::backend::Sent;
+use crate::backend::{Sender, Sent};
 use crate::counters::{BatchCounters, Drop};
-use crate::memory::Memory;
+use crate::memory::{Memory, Range};
 use crate::net::{self, HEADER_BYTES};
-use crate::ring::{with_ring, Chain, Ring, RingResult};
+use crate::ring::{with_ring, Chain, Line, Ring, RingResult, LINE_CHAINS};
 
 /// What a batch did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,44 +85,106 @@ impl Pair {
         counters: &mut BatchCounters,
     ) -> RingResult<Transmitted> {
         let mut done = Transmitted::NOTHING;
-        while done.chains < budget && ring.pop(memory, chain)? {
+        let mut sending = Sending {
+            queue: &self.tx,
+            memory,
+            sender: self.port.sender(),
+            counters,
+        };
+        while done.chains < budget && !done.is_blocked {
+            let line = if usize::from(budget - done.chains) >= LINE_CHAINS {
+                ring.pop_line(memory)
+            } else {
+                None
+            };
+            if line.is_none() && !ring.pop(memory, chain)? {
+                break;
+            }
             if done.chains == 0 {
                 ring.disable_kicks(memory)?;
             }
-            match self.send(memory, chain, counters) {
-                Ok(true) => {}
-                Ok(false) => {
-                    ring.unpop(chain.taken);
-                    done.is_blocked = true;
-                    break;
-                }
-                Err(fault) => {
-                    ring.unpop(chain.taken);
-                    return Err(fault);
-                }
+            match line {
+                Some(line) => sending.send_line(ring, &line, &mut done)?,
+                None => sending.send_chain(ring, chain, &mut done)?,
             }
-            ring.push_used(memory, chain.taken, 0)?;
-            counters.chain();
-            done.chains += 1;
         }
         Ok(done)
     }
+}
+
+/// A batch that is sent packet by packet.
+struct Sending<'a, 'm> {
+    queue: &'a Queue,
+    memory: &'a Memory<'m>,
+    sender: Sender<'a>,
+    counters: &'a mut BatchCounters,
+}
+
+impl Sending<'_, '_> {
+    fn send_chain(
+        &mut self,
+        ring: &mut (impl Ring + ?Sized),
+        chain: &Chain,
+        done: &mut Transmitted,
+    ) -> RingResult<()> {
+        let sent = self.send(&chain.readable, chain.readable_len);
+        if sent != Ok(true) {
+            ring.unpop(chain.taken);
+            done.is_blocked = true;
+            return sent.map(|_| ());
+        }
+        ring.push_used(self.memory, chain.taken, 0)?;
+        self.counters.chain();
+        done.chains += 1;
+        Ok(())
+    }
+
+    fn send_line(
+        &mut self,
+        ring: &mut (impl Ring + ?Sized),
+        line: &Line,
+        done: &mut Transmitted,
+    ) -> RingResult<()> {
+        let mut result = Ok(true);
+        let mut count = 0;
+        for single in line {
+            result = if single.is_writable {
+                self.send(&[], 0)
+            } else {
+                self.send(&[single.buffer], single.buffer.len)
+            };
+            if result != Ok(true) {
+                break;
+            }
+            self.counters.chain();
+            count += 1;
+        }
+        done.chains += count as u16;
+        if count == LINE_CHAINS {
+            return ring.push_line(self.memory, line, [0; LINE_CHAINS]);
+        }
+        let (sent, rest) = line.split_at(count);
+        rest.iter()
+            .rev()
+            .for_each(|single| ring.unpop(single.taken()));
+        for single in sent {
+            ring.push_used(self.memory, single.taken(), 0)?;
+        }
+        done.is_blocked = true;
+        result.map(|_| ())
+    }
 
     /// False: the back end is full. A packet that can't be sent at all is counted, and its chain is done.
-    fn send(
-        &self,
-        memory: &Memory<'_>,
-        chain: &Chain,
-        counters: &mut BatchCounters,
-    ) -> RingResult<bool> {
-        if let Err(reason) = net::check_length(chain.readable_len) {
-            self.tx.counters.dropped(reason, 1);
+    #[inline]
+    fn send(&mut self, readable: &[Range], len: u64) -> RingResult<bool> {
+        if let Err(reason) = net::check_length(len) {
+            self.queue.counters.dropped(reason, 1);
             return Ok(true);
         }
-        match self.port.send(memory, &chain.readable)? {
-            Sent::Done => counters.packet(chain.readable_len - HEADER_BYTES as u64),
+        match self.sender.send(self.memory, readable)? {
+            Sent::Done => self.counters.packet(len - HEADER_BYTES as u64),
             Sent::Blocked => return Ok(false),
-            Sent::Refused { reason, .. } => self.tx.counters.dropped(reason, 1),
+            Sent::Refused { reason, .. } => self.queue.counters.dropped(reason, 1),
         }
         Ok(true)
     }

@@ -3,6 +3,7 @@
 
 mod events;
 mod faults;
+mod lines;
 mod marks;
 mod model;
 mod oracle;

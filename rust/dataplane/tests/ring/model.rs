@@ -15,9 +15,14 @@ use vdpa_net_dataplane::ring::{self, AnyRing, Chain, Taken};
 enum Op {
     /// Lengths of readable and writable pieces.
     Add(Vec<u32>, Vec<u32>, bool),
+    /// Six chains of one buffer.
+    AddSingles(u32, bool),
     Pop(usize),
     Unpop(usize),
     Use(usize),
+    /// The same for chains that lie side by side.
+    PopLine,
+    UseLine,
     Publish,
     Arm(Option<u64>),
     Sleep,
@@ -32,6 +37,10 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         4 => (1usize..6).prop_map(Op::Pop),
         2 => (1usize..4).prop_map(Op::Unpop),
         4 => (1usize..6).prop_map(Op::Use),
+        3 => Just(Op::PopLine),
+        3 => Just(Op::UseLine),
+        // Buffers as most drivers have them: enough for lines.
+        4 => (1u32..5000, any::<bool>()).prop_map(|(len, writes)| Op::AddSingles(len, writes)),
         3 => Just(Op::Publish),
         2 => prop::option::of(0u64..6).prop_map(Op::Arm),
         2 => Just(Op::Sleep),
@@ -49,38 +58,41 @@ fn features(packed: bool) -> impl Strategy<Value = Features> {
 }
 
 #[derive(Clone, Debug)]
-struct Expected {
-    name: u16,
-    slots: u64,
-    readable: Vec<Range>,
-    writable: Vec<Range>,
+pub struct Expected {
+    pub name: u16,
+    pub slots: u64,
+    pub is_single: bool,
+    pub readable: Vec<Range>,
+    pub writable: Vec<Range>,
 }
 
 /// Numbers are of entries (split) or descriptors (packed) since the ring was new.
-struct Model {
-    offered: VecDeque<Expected>,
-    taken: VecDeque<(Taken, Expected)>,
-    unpublished: Vec<(u16, u32)>,
-    pushed: u64,
+pub struct Model {
+    pub offered: VecDeque<Expected>,
+    pub taken: VecDeque<(Taken, Expected)>,
+    pub unpublished: Vec<(u16, u32)>,
+    pub pushed: u64,
     published: u64,
     event: Option<u64>,
     has_decided: bool,
     len: u32,
 }
 
-struct Rig {
-    guest: Guest,
-    driver: Box<dyn Driver>,
-    ring: AnyRing,
+pub struct Rig {
+    pub guest: Guest,
+    pub driver: Box<dyn Driver>,
+    pub ring: AnyRing,
     features: Features,
-    model: Model,
+    pub model: Model,
     buffer: u64,
-    is_split: bool,
+    pub is_split: bool,
 }
 
 impl Rig {
     fn new(features: Features, size: u16, passed: u64) -> Self {
         let guest = Guest::new();
+        // Rings begin on a line or between two.
+        guest.allocate(16 * (passed % 2), 16);
         let driver: Box<dyn Driver> = if features.packed {
             Box::new(PackedDriver::new(&guest, size, features.event_idx, passed))
         } else {
@@ -124,6 +136,10 @@ impl Rig {
             Op::Pop(count) => (0..*count).for_each(|_| self.pop()),
             Op::Unpop(count) => (0..*count).for_each(|_| self.unpop()),
             Op::Use(count) => (0..*count).for_each(|_| self.use_one()),
+            Op::AddSingles(len, true) => (0..6).for_each(|_| self.add(&[], &[*len], false)),
+            Op::AddSingles(len, false) => (0..6).for_each(|_| self.add(&[*len], &[], false)),
+            Op::PopLine => self.pop_line(),
+            Op::UseLine => self.use_line(),
             Op::Publish => self.publish(),
             Op::Arm(ahead) => self.arm(*ahead),
             Op::Sleep => self.sleep(),
@@ -158,6 +174,7 @@ impl Rig {
         self.model.offered.push_back(Expected {
             name,
             slots: self.slots(needed),
+            is_single: pieces.len() == 1 && !indirect,
             readable: ranges(false),
             writable: ranges(true),
         });

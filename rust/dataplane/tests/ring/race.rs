@@ -204,6 +204,11 @@ fn serve(ring: &mut dyn Ring, guest: &Guest, call: &SyncSender<()>, kick: &Recei
     loop {
         let memory = guest.space.lock();
         let before = used;
+        if let Some(line) = ring.pop_line(&memory) {
+            let lens = std::array::from_fn(|index| ((used + index as u64) % 61 + 1) as u32);
+            ring.push_line(&memory, &line, lens).expect("push_line");
+            used += lens.len() as u64;
+        }
         while used - before < 5 && ring.pop(&memory, &mut chain).expect("pop") {
             let len = (used % 61 + 1) as u32;
             ring.push_used(&memory, chain.taken, len)

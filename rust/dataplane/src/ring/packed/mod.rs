@@ -17,13 +17,14 @@
 //! loads the other side's (2.8.21.3, 2.8.22): one of the two sees the other, so that no notification is lost.
 
 mod events;
+mod line;
 pub mod position;
 mod walk;
 
 use std::sync::atomic::{fence, Ordering};
 
 use super::area::Area;
-use super::chain::{Chain, Taken, DESCRIPTOR_BYTES, NEXT, WRITE};
+use super::chain::{Chain, Line, Taken, DESCRIPTOR_BYTES, LINE_CHAINS, NEXT, WRITE};
 use super::{
     Ring, RingConfig, RingFault, RingResult, RingState, F_EVENT_IDX, F_INDIRECT_DESC,
     MAX_QUEUE_SIZE,
@@ -236,6 +237,21 @@ impl Ring for PackedQueue {
         self.known = self.known.saturating_sub(slots);
         self.in_flight += slots;
         Ok(true)
+    }
+
+    #[inline]
+    fn pop_line(&mut self, memory: &Memory<'_>) -> Option<Line> {
+        self.take_line(memory)
+    }
+
+    #[inline]
+    fn push_line(
+        &mut self,
+        memory: &Memory<'_>,
+        line: &Line,
+        lens: [u32; LINE_CHAINS],
+    ) -> RingResult<()> {
+        self.give_line_back(memory, line, lens)
     }
 
     #[inline]
