@@ -125,8 +125,10 @@ impl Device {
                 }
             }
             Operation::PopLine => {
-                for single in ring.pop_line(&memory).into_iter().flatten() {
-                    let chain = chain_of(&single);
+                let mut line = Line::default();
+                let is_taken = ring.pop_line(&memory, &mut line);
+                for single in line.iter().filter(|_| is_taken) {
+                    let chain = chain_of(single);
                     check_chain(&chain, ring.size(), self.packed);
                     self.popped.push_back(Popped {
                         chain,

@@ -19,7 +19,7 @@ use crate::net;
 use crate::os::new_eventfd;
 
 /// Buffers that are kept for the next packets, so that none is allocated while packets flow.
-const MAX_SPARE: usize = 64;
+const MAX_SPARE: usize = 256;
 const MAX_SPARE_BYTES: usize = 4096;
 
 /// What all ports share.
@@ -41,8 +41,13 @@ struct Lane {
 
 #[derive(Debug, Default)]
 struct Packets {
-    waiting: VecDeque<Packet>,
-    spare: Vec<Packet>,
+    /// Packets and what is left of them; the lists below are of places in here, so that none is moved.
+    all: Vec<Packet>,
+    waiting: VecDeque<usize>,
+    /// Without a packet; the one that was used last, and is therefore in the cache, at the end.
+    spare: Vec<usize>,
+    /// Without a packet and without memory.
+    empty: Vec<usize>,
     /// Whether `filled` is signalled. It is while packets wait; and until somebody who looks for one finds none, so that
     /// packets that are taken as soon as they come cost no system call.
     is_signalled: bool,
@@ -56,13 +61,6 @@ struct Packet {
 }
 
 impl Packet {
-    fn of(bytes: &[u8]) -> Self {
-        Self {
-            storage: bytes.to_vec(),
-            len: bytes.len(),
-        }
-    }
-
     fn bytes(&self) -> &[u8] {
         &self.storage[..self.len]
     }
@@ -119,9 +117,11 @@ pub(crate) struct LaneTurn<'a> {
 }
 
 impl LaneTurn<'_> {
-    fn push(&mut self, mut packet: Packet) -> Sent {
+    /// Send the packet at this place.
+    #[inline(always)]
+    fn push(&mut self, place: usize) -> Sent {
         let offloads = self.shared.offloads.load(Ordering::Relaxed);
-        let refused = match net::loop_back(packet.bytes_mut(), offloads) {
+        let refused = match net::loop_back(self.packets.all[place].bytes_mut(), offloads) {
             Err(reason) => Some((reason, libc::EOPNOTSUPP)),
             Ok(()) if self.packets.waiting.len() >= self.shared.depth => {
                 Some((Drop::Backend, libc::ENOBUFS))
@@ -129,10 +129,10 @@ impl LaneTurn<'_> {
             Ok(()) => None,
         };
         if let Some((reason, errno)) = refused {
-            self.packets.keep(packet);
+            self.packets.keep(place);
             return Sent::Refused { reason, errno };
         }
-        self.packets.waiting.push_back(packet);
+        self.packets.waiting.push_back(place);
         if !std::mem::replace(&mut self.packets.is_signalled, true) {
             // Only a counter at its maximum makes this fail, and then it is signalled already.
             let _ = self.filled.write(1);
@@ -141,20 +141,21 @@ impl LaneTurn<'_> {
     }
 
     /// The next packet, which is taken with [`Self::taken`].
-    #[inline]
+    #[inline(always)]
     pub(crate) fn offer(&mut self) -> Option<&[u8]> {
         if self.packets.waiting.is_empty() && self.packets.is_signalled {
             self.packets.is_signalled = false;
             let _ = self.filled.read();
         }
-        self.packets.waiting.front().map(Packet::bytes)
+        let place = *self.packets.waiting.front()?;
+        Some(self.packets.all[place].bytes())
     }
 
     /// The packet that was offered is the driver's, or dropped.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn taken(&mut self) {
-        if let Some(packet) = self.packets.waiting.pop_front() {
-            self.packets.keep(packet);
+        if let Some(place) = self.packets.waiting.pop_front() {
+            self.packets.keep(place);
         }
     }
 
@@ -192,21 +193,22 @@ pub(crate) struct SendTurn<'a> {
 
 impl SendTurn<'_> {
     /// As [`LoopbackPort::send`].
-    #[inline]
+    #[inline(always)]
     pub(super) fn send(&mut self, memory: &Memory<'_>, ranges: &[Range]) -> Result<Sent> {
         let target = self.to.shared.target_of(self.from);
         if target != self.to.pair {
             // The driver has another number of pairs since the last packet.
             self.to = self.to.shared.turn(target);
         }
-        let mut packet = self.to.packets.spare.pop().unwrap_or_default();
+        let place = self.to.packets.place();
+        let packet = &mut self.to.packets.all[place];
         match memory.gather_over(ranges, &mut packet.storage) {
             Ok(len) => {
                 packet.len = len;
-                Ok(self.to.push(packet))
+                Ok(self.to.push(place))
             }
             Err(error) => {
-                self.to.packets.keep(packet);
+                self.to.packets.keep(place);
                 Err(error)
             }
         }
@@ -214,9 +216,25 @@ impl SendTurn<'_> {
 }
 
 impl Packets {
-    fn keep(&mut self, packet: Packet) {
-        if self.spare.len() < MAX_SPARE && packet.storage.capacity() <= MAX_SPARE_BYTES {
-            self.spare.push(packet);
+    /// Where the next packet goes.
+    #[inline(always)]
+    fn place(&mut self) -> usize {
+        let place = self.spare.pop().or_else(|| self.empty.pop());
+        place.unwrap_or_else(|| {
+            self.all.push(Packet::default());
+            self.all.len() - 1
+        })
+    }
+
+    /// The packet at this place is done with.
+    #[inline(always)]
+    fn keep(&mut self, place: usize) {
+        let storage = &mut self.all[place].storage;
+        if self.spare.len() >= MAX_SPARE || storage.capacity() > MAX_SPARE_BYTES {
+            *storage = Vec::new();
+            self.empty.push(place);
+        } else {
+            self.spare.push(place);
         }
     }
 }
@@ -257,7 +275,11 @@ impl LoopbackPort {
     }
 
     pub(super) fn send_bytes(&self, packet: &[u8]) -> Sent {
-        self.send_turn().to.push(Packet::of(packet))
+        let mut to = self.send_turn().to;
+        let place = to.packets.place();
+        let (storage, len) = (packet.to_vec(), packet.len());
+        to.packets.all[place] = Packet { storage, len };
+        to.push(place)
     }
 
     pub(super) fn receive(&self, buffer: &mut [u8]) -> Received {

@@ -297,7 +297,7 @@ pub(crate) enum Sender<'a> {
 
 impl Sender<'_> {
     /// Send the packet that lies in these buffers. `Err`: the buffers can't be read.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn send(&mut self, memory: &Memory<'_>, ranges: &[Range]) -> Result<Sent> {
         match self {
             Self::Port(port) => port.send(memory, ranges),
@@ -315,13 +315,13 @@ pub(crate) enum Receiver<'a> {
 
 impl Receiver<'_> {
     /// Whether packets lie in memory of ours, and [`Self::offer`] lends them.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn lends(&self) -> bool {
         !matches!(self, Self::Port(_))
     }
 
     /// The next packet, which is taken with [`Self::taken`]; None: there is nothing yet.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn offer(&mut self) -> Option<Offer<'_>> {
         match self {
             Self::Source(source) => source.offer(),
@@ -331,7 +331,7 @@ impl Receiver<'_> {
     }
 
     /// The packet that was offered with this ticket is the driver's, or dropped.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn taken(&mut self, ticket: usize) {
         match self {
             Self::Source(source) => source.taken(ticket),

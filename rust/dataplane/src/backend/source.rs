@@ -152,9 +152,7 @@ impl Source {
             return Ok(Received::Empty);
         };
         let stamp = state.stamp(flow);
-        for (at, bytes) in stamp.fields() {
-            state.packet[at..at + bytes.len()].copy_from_slice(bytes);
-        }
+        stamp.write(|at, bytes| state.packet[at..at + bytes.len()].copy_from_slice(bytes));
         let received = take(&state.packet)?;
         state.sent(flow);
         Ok(received)
@@ -200,7 +198,7 @@ pub(crate) struct SourceTurn<'a> {
 
 impl SourceTurn<'_> {
     /// The next packet, which is taken with [`Self::taken`].
-    #[inline]
+    #[inline(always)]
     pub(crate) fn offer(&mut self) -> Option<Offer<'_>> {
         let flow = self.source.next(&mut self.state)?;
         Some(Offer {
@@ -269,25 +267,23 @@ impl<'a> Offer<'a> {
         canvas.put(0, self.packet);
         canvas.put(net::NUM_BUFFERS, &1u16.to_le_bytes());
         if let Some(stamp) = &self.stamp {
-            for (at, bytes) in stamp.fields() {
-                canvas.put(at, bytes);
-            }
+            stamp.write(|at, bytes| canvas.put(at, bytes));
         }
     }
 }
 
 /// What distinguishes a packet from the others of its source.
 struct Stamp {
-    port: [u8; 2],
-    number: [u8; 8],
+    port: u16,
+    number: u64,
 }
 
 impl Stamp {
-    /// Offset and bytes of each field.
+    /// Put each field at its offset.
     #[inline]
-    fn fields(&self) -> [(usize, &[u8]); 2] {
-        let frame = HEADER_BYTES;
-        [(frame + UDP, &self.port), (frame + PAYLOAD, &self.number)]
+    fn write(&self, mut put: impl FnMut(usize, &[u8])) {
+        put(HEADER_BYTES + UDP, &self.port.to_be_bytes());
+        put(HEADER_BYTES + PAYLOAD, &self.number.to_be_bytes());
     }
 }
 
@@ -295,8 +291,8 @@ impl SourceState {
     #[inline]
     fn stamp(&self, flow: usize) -> Stamp {
         Stamp {
-            port: (FIRST_PORT + flow as u16).to_be_bytes(),
-            number: self.flows[flow].1.to_be_bytes(),
+            port: FIRST_PORT + flow as u16,
+            number: self.flows[flow].1,
         }
     }
 

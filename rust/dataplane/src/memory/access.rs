@@ -206,7 +206,7 @@ impl Memory<'_> {
 
     /// Copy the bytes of the ranges to the beginning of `out`, which grows where it is too short; returns how many. Errors as
     /// for [`Self::gather`]; `out` may have grown.
-    #[inline]
+    #[inline(always)]
     pub fn gather_over(&self, ranges: &[Range], out: &mut Vec<u8>) -> Result<usize> {
         if let [range] = ranges {
             match self.piece(*range, false) {

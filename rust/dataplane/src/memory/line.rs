@@ -15,52 +15,46 @@ const ENTRY_BYTES: usize = LINE_BYTES as usize / LINE_ENTRIES;
 const LAST_WORD: usize = 14;
 const SECOND_HALF: usize = 8;
 
-/// What lies in a line.
-#[derive(Clone, Copy, Debug)]
-pub struct RingLine {
-    /// The last word of each entry, loaded before everything else.
-    pub last_words: [u16; LINE_ENTRIES],
-    /// Each entry.
-    pub entries: [u128; LINE_ENTRIES],
-}
-
 impl Memory<'_> {
-    /// Read the line at `iova`: first the last word of each entry, atomically, and, if `accepts` takes these, the entries;
-    /// acquire: what was stored before a word is visible in them. None: it does not, or this is no line that can be read
-    /// and written.
+    /// Read the line at `iova`: first the last word of each entry, atomically, and, if `accepts` takes them all, each entry,
+    /// with its number, its last word and its two halves; acquire: what was stored before any of the words is visible in
+    /// them. False: it does not, or this is no line that can be read and written.
     #[inline(always)]
     pub fn read_line(
         &self,
         iova: u64,
-        accepts: impl FnOnce(&[u16; LINE_ENTRIES]) -> bool,
-    ) -> Option<RingLine> {
+        accepts: impl Fn(u16) -> bool,
+        mut visit: impl FnMut(usize, u16, [u64; 2]),
+    ) -> bool {
         let range = Range {
             iova,
             len: LINE_BYTES,
         };
-        let line = self.piece(range, true)?;
-        if iova % LINE_BYTES != 0 || !self.may_read(iova) {
-            return None;
+        // Maps begin and end on pages, so a line lies in one.
+        let Some(line) = self.piece(range, true).filter(|_| iova % LINE_BYTES == 0) else {
+            return false;
+        };
+        if !self.may_read(iova) {
+            return false;
         }
-        // Maps begin and end on pages, so the line lies in one.
-        let entry = |index: usize| line.part(index * ENTRY_BYTES, ENTRY_BYTES);
-        let last_words = std::array::from_fn(|index| {
-            u16::from_le(entry(index).part(LAST_WORD, 2).load_relaxed_u16())
-        });
-        if !accepts(&last_words) {
-            return None;
+        let mut last_words = [0; LINE_ENTRIES];
+        for (index, word) in last_words.iter_mut().enumerate() {
+            let place = line.part(index * ENTRY_BYTES + LAST_WORD, 2);
+            *word = u16::from_le(place.load_relaxed_u16());
+        }
+        if !last_words.iter().all(|word| accepts(*word)) {
+            return false;
         }
         // One fence for all: each word was loaded before it, and none of the entries before that.
         fence(Ordering::Acquire);
-        let entries = std::array::from_fn(|index| {
-            let mut bytes = [0; ENTRY_BYTES];
-            entry(index).copy_to(&mut bytes);
-            u128::from_le_bytes(bytes)
-        });
-        Some(RingLine {
-            last_words,
-            entries,
-        })
+        for (index, word) in last_words.into_iter().enumerate() {
+            let half = |number: usize| {
+                let at = index * ENTRY_BYTES + number * SECOND_HALF;
+                u64::from_le(line.part(at, 8).load_u64())
+            };
+            visit(index, word, [half(0), half(1)]);
+        }
+        true
     }
 
     /// Write the second half of each entry of the line at `iova`, as two little-endian 32-bit words; of the first one
@@ -70,7 +64,7 @@ impl Memory<'_> {
     pub fn write_line(
         &self,
         iova: u64,
-        halves: [[u32; 2]; LINE_ENTRIES],
+        halves: impl Fn(usize) -> [u32; 2],
         keeps_first_back: bool,
     ) -> bool {
         let range = Range {
@@ -80,7 +74,8 @@ impl Memory<'_> {
         let Some(line) = self.piece(range, true).filter(|_| iova % LINE_BYTES == 0) else {
             return false;
         };
-        for (index, half) in halves.into_iter().enumerate() {
+        for index in 0..LINE_ENTRIES {
+            let half = halves(index);
             let at = index * ENTRY_BYTES + SECOND_HALF;
             let is_short = index == 0 && keeps_first_back;
             let len = if is_short { 6 } else { 8 };

@@ -48,7 +48,7 @@ pub(crate) use burst::{Burst, BurstWriter};
 pub use compose::Canvas;
 pub use fault::MarkFault;
 pub use last_writes::LastWrite;
-pub use line::{RingLine, LINE_BYTES, LINE_ENTRIES};
+pub use line::{LINE_BYTES, LINE_ENTRIES};
 pub use log::LogCounters;
 pub use misses::Miss;
 pub use places::FilePlace;
@@ -66,7 +66,7 @@ const PAGE_SHIFT: u32 = 12;
 pub const MAX_COPY_BYTES: u64 = 1 << 20;
 
 /// Bytes of guest memory: an IOVA and a length. Nothing is known about it until it is checked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Range {
     /// First address.
     pub iova: u64,

@@ -178,6 +178,17 @@ impl<'g> HostBytes<'g> {
         self.as_u16().load(Ordering::Relaxed)
     }
 
+    /// A word of which no field is seen in halves. Its address must be a multiple of 8.
+    #[inline]
+    pub(super) fn load_u64(self) -> u64 {
+        assert!(
+            self.len >= 8 && self.address() % 8 == 0,
+            "guest memory word"
+        );
+        // SAFETY: eight bytes are valid and aligned.
+        unsafe { self.start.as_ptr().cast::<u64>().read_volatile() }
+    }
+
     /// Release: what was written before is visible to whoever sees this value.
     #[inline]
     pub(super) fn store_u16(self, value: u16) {

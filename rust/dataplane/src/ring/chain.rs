@@ -35,7 +35,7 @@ pub struct Taken {
 pub const LINE_CHAINS: usize = LINE_ENTRIES;
 
 /// A chain that is one buffer in one place of the ring.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Single {
     /// What the ring calls it.
     pub head: u16,

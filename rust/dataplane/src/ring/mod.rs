@@ -136,9 +136,9 @@ pub trait Ring: Send + std::fmt::Debug {
     /// Take the next chain into `chain`; false: there is none. After a fault the chain counts as not taken.
     fn pop(&mut self, memory: &Memory<'_>, chain: &mut Chain) -> RingResult<bool>;
     /// Take the next [`LINE_CHAINS`] chains, as [`Ring::pop`] would one by one, if each of them is one buffer and the format
-    /// has them side by side. None, and nothing is taken: they have to be popped.
-    fn pop_line(&mut self, _memory: &Memory<'_>) -> Option<Line> {
-        None
+    /// has them side by side. False, and nothing is taken: they have to be popped.
+    fn pop_line(&mut self, _memory: &Memory<'_>, _line: &mut Line) -> bool {
+        false
     }
     /// Hand the last popped chain back.
     fn unpop(&mut self, taken: Taken);

@@ -42,9 +42,9 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
         if !self.port.lends() {
             return Ok(None);
         }
-        let Some(line) = self.ring.pop_line(self.memory) else {
+        if !self.ring.pop_line(self.memory, &mut self.inbox.line) {
             return Ok(None);
-        };
+        }
         let mut done = Lined::default();
         let mut lens = [0u32; LINE_CHAINS];
         let mut result = Ok(());
@@ -65,7 +65,7 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
             if done.delivered == 0 {
                 result = self.ring.disable_kicks(self.memory);
             }
-            let single = &line[done.delivered];
+            let single = &self.inbox.line[done.delivered];
             let place = Range::new(single.buffer.iova, len as u64);
             if result.is_err()
                 || !single.is_writable
@@ -81,10 +81,10 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
             done.delivered += 1;
         }
         if done.delivered == LINE_CHAINS {
-            self.ring.push_line(self.memory, &line, lens)?;
+            self.ring.push_line(self.memory, &self.inbox.line, lens)?;
             return Ok(Some(done));
         }
-        let (used, rest) = line.split_at(done.delivered);
+        let (used, rest) = self.inbox.line.split_at(done.delivered);
         rest.iter()
             .rev()
             .for_each(|single| self.ring.unpop(single.taken()));

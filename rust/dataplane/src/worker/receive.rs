@@ -15,7 +15,7 @@ use crate::filter::ReceiveFilter;
 use crate::memory::{Memory, Range};
 use crate::net::{self, HEADER_BYTES, MAX_PACKET_BYTES};
 use crate::ring::{
-    with_ring, Chain, Ring, RingResult, Taken, F_GUEST_CSUM, F_MRG_RXBUF, LINE_CHAINS,
+    with_ring, Chain, Line, Ring, RingResult, Taken, F_GUEST_CSUM, F_MRG_RXBUF, LINE_CHAINS,
 };
 
 /// Why a batch ended.
@@ -53,6 +53,8 @@ pub(crate) struct Inbox {
     /// The chains that were taken, and their lengths.
     pub(super) used: Vec<(Taken, u64)>,
     pub(super) ranges: Vec<Range>,
+    /// Chains that were taken at once.
+    pub(super) line: Line,
     /// Bytes of all chains that were taken.
     pub(super) room: u64,
     pub(super) filter: Arc<ReceiveFilter>,
@@ -76,6 +78,7 @@ impl Inbox {
             pending: None,
             used: Vec::new(),
             ranges: Vec::new(),
+            line: Line::default(),
             room: 0,
             filter: Arc::default(),
             completes_checksums: false,

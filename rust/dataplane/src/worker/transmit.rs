@@ -85,6 +85,7 @@ impl Pair {
         counters: &mut BatchCounters,
     ) -> RingResult<Transmitted> {
         let mut done = Transmitted::NOTHING;
+        let mut line = Line::default();
         let mut sending = Sending {
             queue: &self.tx,
             memory,
@@ -92,20 +93,18 @@ impl Pair {
             counters,
         };
         while done.chains < budget && !done.is_blocked {
-            let line = if usize::from(budget - done.chains) >= LINE_CHAINS {
-                ring.pop_line(memory)
-            } else {
-                None
-            };
-            if line.is_none() && !ring.pop(memory, chain)? {
+            let has_room = usize::from(budget - done.chains) >= LINE_CHAINS;
+            let is_line = has_room && ring.pop_line(memory, &mut line);
+            if !is_line && !ring.pop(memory, chain)? {
                 break;
             }
             if done.chains == 0 {
                 ring.disable_kicks(memory)?;
             }
-            match line {
-                Some(line) => sending.send_line(ring, &line, &mut done)?,
-                None => sending.send_chain(ring, chain, &mut done)?,
+            if is_line {
+                sending.send_line(ring, &line, &mut done)?;
+            } else {
+                sending.send_chain(ring, chain, &mut done)?;
             }
         }
         Ok(done)
@@ -145,19 +144,25 @@ impl Sending<'_, '_> {
         line: &Line,
         done: &mut Transmitted,
     ) -> RingResult<()> {
-        let mut result = Ok(true);
+        let mut stopped = Ok(());
         let mut count = 0;
         for single in line {
-            result = if single.is_writable {
-                self.send(&[], 0)
+            let buffer = if single.is_writable {
+                &[]
             } else {
-                self.send(&[single.buffer], single.buffer.len)
+                std::slice::from_ref(&single.buffer)
             };
-            if result != Ok(true) {
-                break;
+            match self.send(buffer, buffer.iter().map(|range| range.len).sum()) {
+                Ok(true) => {
+                    self.counters.chain();
+                    count += 1;
+                }
+                Ok(false) => break,
+                Err(fault) => {
+                    stopped = Err(fault);
+                    break;
+                }
             }
-            self.counters.chain();
-            count += 1;
         }
         done.chains += count as u16;
         if count == LINE_CHAINS {
@@ -171,11 +176,11 @@ impl Sending<'_, '_> {
             ring.push_used(self.memory, single.taken(), 0)?;
         }
         done.is_blocked = true;
-        result.map(|_| ())
+        stopped
     }
 
     /// False: the back end is full. A packet that can't be sent at all is counted, and its chain is done.
-    #[inline]
+    #[inline(always)]
     fn send(&mut self, readable: &[Range], len: u64) -> RingResult<bool> {
         if let Err(reason) = net::check_length(len) {
             self.queue.counters.dropped(reason, 1);

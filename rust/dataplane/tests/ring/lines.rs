@@ -4,7 +4,7 @@
 use crate::model::Rig;
 use crate::packed_driver::PackedDriver;
 use crate::support::{open, Driver, Features, Guest, Piece, PAGE};
-use vdpa_net_dataplane::memory::Range;
+use vdpa_net_dataplane::memory::{Memory, Range};
 use vdpa_net_dataplane::ring::{AnyRing, Chain, Line, Single, LINE_CHAINS};
 
 impl Rig {
@@ -21,7 +21,7 @@ impl Rig {
 
     pub fn pop_line(&mut self) {
         let expected = self.has_line();
-        let line = self.ring.pop_line(&self.guest.space.lock());
+        let line = take_line(&mut self.ring, &self.guest.space.lock());
         assert_eq!(line.is_some(), expected);
         for single in line.into_iter().flatten() {
             let expected = self.model.offered.pop_front().expect("a line of chains");
@@ -84,11 +84,16 @@ fn ready(size: u16, buffers: usize) -> (Guest, PackedDriver, AnyRing) {
     (guest, driver, ring)
 }
 
+fn take_line(ring: &mut AnyRing, memory: &Memory<'_>) -> Option<Line> {
+    let mut line = Line::default();
+    ring.pop_line(memory, &mut line).then_some(line)
+}
+
 /// Take two lines and use both.
 fn use_two(guest: &Guest, ring: &mut AnyRing) {
     let memory = guest.space.lock();
     for _ in 0..2 {
-        let line = ring.pop_line(&memory).expect("a line");
+        let line = take_line(ring, &memory).expect("a line");
         ring.push_line(&memory, &line, [1, 2, 3, 4]).expect("used");
     }
 }
@@ -121,7 +126,7 @@ fn a_page_of_lines_is_marked_before_the_flags_that_show_them_and_behind_them() {
     let page = driver.areas().0 / PAGE * PAGE;
     guest.start_log();
     let memory = guest.space.lock();
-    let line = ring.pop_line(&memory).expect("a line");
+    let line = take_line(&mut ring, &memory).expect("a line");
     assert!(guest.harvest().is_empty(), "taking stores nothing");
     ring.push_line(&memory, &line, [1; LINE_CHAINS])
         .expect("used");
@@ -161,7 +166,7 @@ fn a_line_of_which_a_part_is_available_is_not_taken_and_its_chains_are() {
     for available in 0..LINE_CHAINS {
         let (guest, _, mut ring) = ready(8, available);
         let memory = guest.space.lock();
-        assert_eq!(ring.pop_line(&memory), None);
+        assert_eq!(take_line(&mut ring, &memory), None);
         let mut chain = Chain::default();
         for _ in 0..available {
             assert_eq!(ring.pop(&memory, &mut chain), Ok(true));
@@ -175,32 +180,36 @@ fn a_line_of_which_a_part_is_available_is_not_taken_and_its_chains_are() {
 fn no_more_chains_are_taken_than_the_ring_has_descriptors() {
     let (guest, driver, mut ring) = ready(8, 8);
     let memory = guest.space.lock();
-    assert!(ring.pop_line(&memory).is_some() && ring.pop_line(&memory).is_some());
+    assert!(take_line(&mut ring, &memory).is_some() && take_line(&mut ring, &memory).is_some());
     for place in 0..8 {
         let flags = driver.available_flags(8) | 2;
         guest.set_u16(driver.place(place) + 14, flags);
     }
-    assert_eq!(ring.pop_line(&memory), None);
+    assert_eq!(take_line(&mut ring, &memory), None);
 }
 
 #[test]
 fn chains_of_a_line_can_be_handed_back_and_used_one_by_one() {
     let (guest, mut driver, mut ring) = ready(12, 8);
     let memory = guest.space.lock();
-    let first = ring.pop_line(&memory).expect("a line");
+    let first = take_line(&mut ring, &memory).expect("a line");
     ring.unpop(first[3].taken());
     ring.unpop(first[2].taken());
     for single in &first[..2] {
         ring.push_used(&memory, single.taken(), 9).expect("used");
     }
-    assert_eq!(ring.pop_line(&memory), None, "not where a line begins");
+    assert_eq!(
+        take_line(&mut ring, &memory),
+        None,
+        "not where a line begins"
+    );
     let mut chain = Chain::default();
     for single in &first[2..] {
         assert_eq!(ring.pop(&memory, &mut chain), Ok(true));
         assert_eq!(chain.taken, single.taken());
         ring.push_used(&memory, chain.taken, 9).expect("used");
     }
-    let second = ring.pop_line(&memory).expect("a line");
+    let second = take_line(&mut ring, &memory).expect("a line");
     ring.push_line(&memory, &second, [9; LINE_CHAINS])
         .expect("used");
     ring.publish(&memory).expect("publish");

@@ -11,7 +11,7 @@ use std::time::Duration;
 use crate::packed_driver::{PackedDriver, AVAIL, USED};
 use crate::split_driver::SplitDriver;
 use crate::support::{open, Driver, Features, Guest, BASE, WRITE};
-use vdpa_net_dataplane::ring::{Chain, Ring};
+use vdpa_net_dataplane::ring::{Chain, Line, Ring};
 
 const BUFFERS: u64 = 30_000;
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -204,7 +204,8 @@ fn serve(ring: &mut dyn Ring, guest: &Guest, call: &SyncSender<()>, kick: &Recei
     loop {
         let memory = guest.space.lock();
         let before = used;
-        if let Some(line) = ring.pop_line(&memory) {
+        let mut line = Line::default();
+        if ring.pop_line(&memory, &mut line) {
             let lens = std::array::from_fn(|index| ((used + index as u64) % 61 + 1) as u32);
             ring.push_line(&memory, &line, lens).expect("push_line");
             used += lens.len() as u64;

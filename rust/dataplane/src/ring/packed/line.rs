@@ -15,7 +15,7 @@
 //! no matter. A line is therefore one of three things: the beginning of a batch, whose first flags are kept back; the
 //! rest of a batch, which is written whole; or, if it does not lie where used descriptors are due, not a line at all.
 
-use super::super::chain::{Line, Single, DESCRIPTOR_BYTES, INDIRECT, LINE_CHAINS, NEXT, WRITE};
+use super::super::chain::{Line, DESCRIPTOR_BYTES, INDIRECT, LINE_CHAINS, NEXT, WRITE};
 use super::super::{Ring, RingResult};
 use super::position::Position;
 use super::{is_available, used_flags, HeldBack, PackedQueue, FLAGS};
@@ -33,25 +33,31 @@ impl PackedQueue {
         (begins && is_whole).then(|| self.desc + DESCRIPTOR_BYTES * u64::from(index))
     }
 
+    /// By reference: a line that is returned would be copied in other pieces than it was made of, and a processor waits then.
     #[inline(always)]
-    pub(super) fn take_line(&mut self, memory: &Memory<'_>) -> Option<Line> {
+    pub(super) fn take_line(&mut self, memory: &Memory<'_>, line: &mut Line) -> bool {
         let start = self.avail;
-        let place = self.line_at(start)?;
-        if self.size - self.in_flight < LINE_SLOTS {
-            return None;
+        let Some(place) = self.line_at(start) else {
+            return false;
+        };
+        let is_single = |flags| is_available(flags, start) && flags & (NEXT | INDIRECT) == 0;
+        let is_there = self.size - self.in_flight >= LINE_SLOTS
+            && memory.read_line(place, is_single, |index, flags, [addr, rest]| {
+                let single = &mut line[index];
+                single.buffer.iova = addr;
+                single.buffer.len = rest & u64::from(u32::MAX);
+                single.head = (rest >> 32) as u16;
+                // The flags that made it available, not those that came with the rest.
+                single.is_writable = flags & WRITE != 0;
+            });
+        if !is_there {
+            return false;
         }
-        let read = memory.read_line(place, |flags| {
-            flags
-                .iter()
-                .all(|flags| is_available(*flags, start) && flags & (NEXT | INDIRECT) == 0)
-        })?;
         self.prefetch(memory);
         self.avail = start.forward(LINE_SLOTS, self.size);
         self.known = self.known.saturating_sub(LINE_SLOTS);
         self.in_flight += LINE_SLOTS;
-        Some(std::array::from_fn(|index| {
-            single(read.entries[index], read.last_words[index])
-        }))
+        true
     }
 
     #[inline(always)]
@@ -63,15 +69,15 @@ impl PackedQueue {
     ) -> RingResult<()> {
         debug_assert!(LINE_SLOTS <= self.in_flight);
         let begins_batch = self.held_back.is_none();
-        let halves = std::array::from_fn(|index| {
+        let half = |index: usize| {
             let flags = used_flags(self.used, lens[index]);
             [
                 lens[index],
                 u32::from(flags) << 16 | u32::from(line[index].head),
             ]
-        });
+        };
         let place = self.line_at(self.used);
-        let Some(place) = place.filter(|place| memory.write_line(*place, halves, begins_batch))
+        let Some(place) = place.filter(|place| memory.write_line(*place, half, begins_batch))
         else {
             let mut chains = line.iter().zip(lens);
             return chains
@@ -87,18 +93,5 @@ impl PackedQueue {
         self.unpublished += u32::from(LINE_SLOTS);
         self.in_flight -= LINE_SLOTS;
         Ok(())
-    }
-}
-
-/// The chain that this descriptor is. The flags are those that were found to make it available.
-#[inline(always)]
-fn single(descriptor: u128, flags: u16) -> Single {
-    Single {
-        head: (descriptor >> 96) as u16,
-        is_writable: flags & WRITE != 0,
-        buffer: crate::memory::Range {
-            iova: descriptor as u64,
-            len: (descriptor >> 64) as u64 & u64::from(u32::MAX),
-        },
     }
 }

@@ -240,8 +240,8 @@ impl Ring for PackedQueue {
     }
 
     #[inline]
-    fn pop_line(&mut self, memory: &Memory<'_>) -> Option<Line> {
-        self.take_line(memory)
+    fn pop_line(&mut self, memory: &Memory<'_>, line: &mut Line) -> bool {
+        self.take_line(memory, line)
     }
 
     #[inline]
