@@ -65,6 +65,13 @@ impl ReceiveFilter {
         self.promisc && self.mtu.is_none()
     }
 
+    /// Whether no packet of so many bytes, its virtio-net header included, is refused, whatever else is in it.
+    #[inline]
+    pub fn passes_all_of(&self, packet_bytes: usize) -> bool {
+        let fits = |mtu| packet_bytes <= HEADER_BYTES + ETHERNET_BYTES + usize::from(mtu);
+        self.promisc && self.mtu.map_or(true, fits)
+    }
+
     /// Whether a packet, its virtio-net header included, may go to the driver; the reason if not.
     pub fn check(&self, packet: &[u8]) -> Result<(), Drop> {
         self.check_head(packet, packet.len())
@@ -236,6 +243,16 @@ mod tests {
         for (to, tags) in [(OWN, &[][..]), (GROUP, &[7]), (OWN, &[7, 8]), (OWN, &[9])] {
             for payload in [46, 999, 1000, 1001, 1005] {
                 let whole = packet(to, payload, 0, tags);
+                let promiscuous = ReceiveFilter {
+                    promisc: true,
+                    ..filter.clone()
+                };
+                assert!(!filter.passes_all_of(whole.len()), "its address decides");
+                if promiscuous.passes_all_of(whole.len()) {
+                    assert_eq!(promiscuous.check(&whole), Ok(()));
+                }
+                let fits = payload + tags.len() * TAG_BYTES <= 1000;
+                assert_eq!(promiscuous.passes_all_of(whole.len()), fits);
                 let head = &whole[..whole.len().min(FILTERED_BYTES)];
                 assert_eq!(filter.check_head(head, whole.len()), filter.check(&whole));
             }

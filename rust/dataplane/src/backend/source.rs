@@ -126,7 +126,7 @@ impl Source {
     }
 
     /// The flow whose turn it is to send a packet now; None: there is nothing yet.
-    #[inline]
+    #[inline(always)]
     fn next(&self, state: &mut SourceState) -> Option<usize> {
         let Some(flow) = self.take_turn(state) else {
             state.sleep(TICK);
@@ -161,7 +161,15 @@ impl Source {
     /// The next flow, in turn, that is steered to this pair.
     #[inline]
     fn take_turn(&self, state: &SourceState) -> Option<usize> {
-        let next = state.next_flow;
+        let next = if state.next_flow < state.flows.len() {
+            state.next_flow
+        } else {
+            0
+        };
+        // As it is with one pair.
+        if self.is_ours(state.flows[next].0) {
+            return Some(next);
+        }
         let turns = (next..state.flows.len()).chain(0..next);
         let mut ours = turns.filter(|flow| self.is_ours(state.flows[*flow].0));
         ours.next()

@@ -28,7 +28,7 @@ impl Inbox {
     #[inline]
     fn wants(&self, packet: &[u8]) -> Result<(), Drop> {
         net::check_length(packet.len() as u64)?;
-        if self.filter.passes_all() {
+        if self.filter.passes_all_of(packet.len()) {
             return Ok(());
         }
         self.filter.check(packet)

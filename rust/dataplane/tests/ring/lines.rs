@@ -215,3 +215,29 @@ fn chains_of_a_line_can_be_handed_back_and_used_one_by_one() {
     ring.publish(&memory).expect("publish");
     assert_eq!(driver.reap(&guest).len(), 8);
 }
+
+#[test]
+fn lines_go_round_a_ring_that_ends_with_one() {
+    let (guest, mut driver, mut ring) = ready(8, 8);
+    for lap in 1..6u64 {
+        use_two(&guest, &mut ring);
+        assert_eq!(
+            ring.state().used_idx,
+            driver.encode(8 * (lap - 1)),
+            "not shown"
+        );
+        ring.publish(&guest.space.lock()).expect("publish");
+        let state = ring.state();
+        assert_eq!(state.used_idx, driver.encode(8 * lap));
+        assert_eq!(state.last_avail_idx, driver.encode(8 * lap));
+        assert_eq!(driver.reap(&guest).len(), 8);
+        let piece = Piece {
+            iova: guest.allocate(64, 1),
+            len: 64,
+            writable: false,
+        };
+        (0..8).for_each(|_| {
+            driver.add(&guest, &[piece], false);
+        });
+    }
+}

@@ -319,6 +319,7 @@ fn packed_sizes() -> impl Strategy<Value = u16> {
         Just(2),
         Just(3),
         Just(7),
+        Just(8),
         Just(64),
         Just(100),
         Just(255)
