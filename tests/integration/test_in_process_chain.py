@@ -128,12 +128,6 @@ def test_reset_clears_the_lm_block(driver: GuestDriver, handle: DeviceHandle) ->
 
 
 @pytest.fixture
-def side(tmp_path: Path) -> Iterator[VhostSide]:
-    with VhostSide(tmp_path / "vhost", MAC) as made:
-        yield made
-
-
-@pytest.fixture
 def guest(side: VhostSide) -> Iterator[VhostGuest]:
     made = VhostGuest(side.path)
     yield made

@@ -41,20 +41,6 @@ USER_BASE = 0x7F40_0000_0000
 
 
 @pytest.fixture
-def side(tmp_path: Path) -> Iterator[VhostSide]:
-    with VhostSide(tmp_path / "vhost", MAC) as made:
-        yield made
-
-
-@pytest.fixture
-def guest(side: VhostSide) -> Iterator[VhostGuest]:
-    made = VhostGuest(side.path)
-    made.front_end.connect()
-    yield made
-    made.close()
-
-
-@pytest.fixture
 def full_eventfd() -> Iterator[int]:
     fd = os.eventfd(0)
     os.eventfd_write(fd, FULL)

@@ -6,12 +6,12 @@ from __future__ import annotations
 import os
 import select
 import struct
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from integration.vhost_steps import await_true
 from vdpa_net.device.packet_hooks import Packet
 from vdpa_net.errors import PeerError
 from vdpa_net.testing.dirty_log import DirtyLog
@@ -83,14 +83,6 @@ def guest(side: VhostSide) -> Iterator[IommuGuest]:
     made = IommuGuest(side.path)
     yield made
     made.close()
-
-
-def await_true(condition: Callable[[], bool]) -> bool:
-    """Memory and maps that change tell nobody: look until they have."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    return condition()
 
 
 def mapped(side: VhostSide) -> dict[int, int]:

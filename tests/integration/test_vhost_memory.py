@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import itertools
 import struct
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from vdpa_net.testing.frames import FrameMint
+from integration.vhost_steps import await_true, enable, get_base, offer
 from vdpa_net.testing.guest_cpu import RX, TX
 from vdpa_net.testing.guest_memory import Region
 from vdpa_net.testing.vhost_connection import Request
@@ -19,8 +18,6 @@ from vdpa_net.testing.vhost_guest import LAYOUT, MAC, VhostGuest
 from vdpa_net.testing.vhost_side import VhostSide
 
 REGION = struct.Struct("<QQQQ")
-STATE = struct.Struct("<II")
-PATIENCE_S = 20
 NEEDS_RESET = 64
 
 
@@ -78,28 +75,6 @@ def add(guest: VhostGuest, *regions: Region) -> None:
     change(guest, Request.ADD_MEM_REG, *regions)
 
 
-def offer(guest: VhostGuest, count: int) -> None:
-    """Make frames available for transmission, and kick."""
-    mint = FrameMint(9)
-    for number in range(count):
-        assert guest.cpu.queues.transmit(mint.frame(number, 300))
-    guest.rings[TX].publish()
-    guest.front_end.kick(TX)
-
-
-def await_true(condition: Callable[[], bool]) -> bool:
-    """Memory that changes tells nobody: look until it has."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    return condition()
-
-
-def get_base(guest: VhostGuest, queue: int) -> int:
-    answer = guest.front_end.ask(Request.GET_VRING_BASE, STATE.pack(queue, 0))
-    return int(STATE.unpack(answer)[1])
-
-
 def all_is_sent(guest: VhostGuest) -> bool:
     return await_true(lambda: guest.rings[TX].in_flight == 0)
 
@@ -125,7 +100,7 @@ def test_what_is_offered_while_its_memory_is_gone_is_sent_when_it_is_back(
     guest, halves = any_guest, parts(any_guest.memory.regions[1], 4 << 20)
     guest.run(10)
     remove(guest, guest.memory.regions[1])
-    offer(guest, 5)
+    offer(guest, 0, 5)
     add(guest, *halves)
     assert all_is_sent(guest)
     guest.cpu.queues.post_receive()
@@ -139,7 +114,7 @@ def test_rings_rest_until_all_that_went_is_back(guest: VhostGuest) -> None:
     guest.run(10)
     remove(guest, low, high)
     add(guest, high)
-    offer(guest, 5)
+    offer(guest, 0, 5)
     assert guest.rings[TX].in_flight == 5
     add(guest, low)
     assert all_is_sent(guest)
@@ -148,7 +123,7 @@ def test_rings_rest_until_all_that_went_is_back(guest: VhostGuest) -> None:
 def test_memory_that_a_guest_gives_up_for_good_stops_no_ring_for_long(guest: VhostGuest) -> None:
     guest.run(10)
     remove(guest, guest.memory.regions[0])
-    offer(guest, 5)
+    offer(guest, 0, 5)
     assert all_is_sent(guest)
     guest.run(10)
 
@@ -156,7 +131,7 @@ def test_memory_that_a_guest_gives_up_for_good_stops_no_ring_for_long(guest: Vho
 def test_a_ring_whose_memory_never_comes_back_breaks(any_guest: VhostGuest, side: VhostSide) -> None:
     any_guest.run(10)
     remove(any_guest, any_guest.memory.regions[1])
-    offer(any_guest, 1)
+    offer(any_guest, 0, 1)
     any_guest.await_status(0xF | NEEDS_RESET)
     assert side.violations() != []
 
@@ -165,10 +140,10 @@ def test_a_ring_whose_memory_never_comes_back_breaks(any_guest: VhostGuest, side
 def test_a_resting_ring_that_is_stopped_tells_where_it_stands(guest: VhostGuest, disable_first: bool) -> None:
     guest.run(30)
     remove(guest, *guest.memory.regions)
-    offer(guest, 3)
+    offer(guest, 0, 3)
     if disable_first:
         for queue in (RX, TX):
-            guest.front_end.request(Request.SET_VRING_ENABLE, STATE.pack(queue, 0))
+            enable(guest, queue, 0)
     bases = [get_base(guest, queue) for queue in (RX, TX)]
     add(guest, *guest.memory.regions)
     assert guest.rings[TX].in_flight == 3
@@ -182,7 +157,7 @@ def test_a_whole_table_brings_back_what_was_removed(guest: VhostGuest) -> None:
     regions = guest.memory.regions
     guest.run(10)
     remove(guest, *regions)
-    offer(guest, 5)
+    offer(guest, 0, 5)
     users = [guest.front_end.user_address(region.gpa) for region in regions]
     table = struct.pack("<II", len(regions), 0) + b"".join(
         REGION.pack(region.gpa, region.size_bytes, user, region.file_offset)
@@ -195,11 +170,11 @@ def test_a_whole_table_brings_back_what_was_removed(guest: VhostGuest) -> None:
 
 def test_a_disabled_ring_takes_packets_again_when_its_memory_is_back(guest: VhostGuest) -> None:
     guest.run(10)
-    guest.front_end.request(Request.SET_VRING_ENABLE, STATE.pack(TX, 0))
-    offer(guest, 2)
+    enable(guest, TX, 0)
+    offer(guest, 0, 2)
     assert all_is_sent(guest)
     remove(guest, guest.memory.regions[1])
-    offer(guest, 3)
+    offer(guest, 0, 3)
     add(guest, guest.memory.regions[1])
     assert all_is_sent(guest)
 

@@ -7,16 +7,15 @@ import os
 import select
 import struct
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
+from integration.vhost_steps import PATIENCE_S, await_true, enable, get_base, offer
 from vdpa_net.driver import vhost_backend
 from vdpa_net.testing.dirty_log import DirtyLog
-from vdpa_net.testing.frames import FrameMint
 from vdpa_net.testing.front_end import Manners
 from vdpa_net.testing.guest_cpu import RX, TX
 from vdpa_net.testing.vhost_connection import Request
@@ -24,8 +23,6 @@ from vdpa_net.testing.vhost_guest import HIGH, MAC, VhostGuest
 from vdpa_net.testing.vhost_side import VhostSide
 
 U64 = struct.Struct("<Q")
-STATE = struct.Struct("<II")
-PATIENCE_S = 20
 END = HIGH + (8 << 20)
 PAGE = 4096
 
@@ -34,41 +31,6 @@ PAGE = 4096
 def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[VhostSide]:
     with VhostSide(tmp_path / "vhost", MAC, over_vfio_user=request.param == "vfio-user") as made:
         yield made
-
-
-@pytest.fixture
-def guest(side: VhostSide) -> Iterator[VhostGuest]:
-    made = VhostGuest(side.path)
-    made.front_end.connect()
-    yield made
-    made.close()
-
-
-def await_true(condition: Callable[[], bool]) -> bool:
-    """Memory that changes tells nobody: look until it has."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.002)
-    return condition()
-
-
-def enable(guest: VhostGuest, queue: int, value: int) -> None:
-    guest.front_end.request(Request.SET_VRING_ENABLE, STATE.pack(queue, value))
-
-
-def offer(guest: VhostGuest, first: int, count: int, *, kick: bool = True) -> None:
-    """Make frames available for transmission."""
-    mint = FrameMint(9)
-    for number in range(first, first + count):
-        assert guest.cpu.queues.transmit(mint.frame(number, 300))
-    guest.rings[TX].publish()
-    if kick:
-        guest.front_end.kick(TX)
-
-
-def get_base(guest: VhostGuest, queue: int) -> int:
-    answer = guest.front_end.ask(Request.GET_VRING_BASE, STATE.pack(queue, 0))
-    return int(STATE.unpack(answer)[1])
 
 
 def packets_sent(side: VhostSide) -> int:

@@ -161,24 +161,24 @@ def add_profile(parser: argparse.ArgumentParser, *, default: str | None) -> None
 
 def add_poll_us(parser: argparse.ArgumentParser) -> None:
     """`--poll-us`."""
-    from vdpa_net.cli.parser import whole_number  # noqa: PLC0415
+    from vdpa_net.device.options import DEFAULT_POLL_US, MAX_POLL_US  # noqa: PLC0415
 
-    parser.add_argument(
-        "--poll-us",
-        type=whole_number(0, 1_000_000),
-        metavar="US",
-        help="poll rings and back end for so many microseconds after work, then sleep (default: 20)",
-    )
+    what = "poll rings and back end for so many microseconds after work, then sleep"
+    _add_us(parser, "--poll-us", MAX_POLL_US, DEFAULT_POLL_US, what)
 
 
 def _add_coalesce_us(parser: argparse.ArgumentParser) -> None:
+    from vdpa_net.device.options import DEFAULT_COALESCE_US, MAX_COALESCE_US  # noqa: PLC0415
+
+    what = "let packets of a stream wait for so many microseconds, for one wake-up of many"
+    _add_us(parser, "--coalesce-us", MAX_COALESCE_US, DEFAULT_COALESCE_US, what)
+
+
+def _add_us(parser: argparse.ArgumentParser, option: str, limit: int, default: int, what: str) -> None:
     from vdpa_net.cli.parser import whole_number  # noqa: PLC0415
 
     parser.add_argument(
-        "--coalesce-us",
-        type=whole_number(0, 10_000),
-        metavar="US",
-        help="let packets of a stream wait for so many microseconds, for one wake-up of many (default: 150)",
+        option, type=whole_number(0, limit), metavar="US", help=f"{what} (default: {default})"
     )
 
 

@@ -7,9 +7,9 @@ import select
 import socket
 import struct
 import time
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
+from vdpa_net.closing import Closing
 from vdpa_net.wire.layout import Field, Layout
 
 SERVER_PORT: Final = 67
@@ -37,7 +37,7 @@ _ANSWERS: Final = {1: 2, 3: 5}
 """DHCPOFFER to a DHCPDISCOVER, DHCPACK to a DHCPREQUEST."""
 
 
-class DhcpServer:
+class DhcpServer(Closing):
     """Offers one address, and the name of a boot file, to whoever asks on an interface.
 
     Raises OSError if the port is taken.
@@ -69,14 +69,6 @@ class DhcpServer:
     def close(self) -> None:
         """Close the socket."""
         self._sock.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _answer(self, message: bytes, station: bytes) -> str:
         kind = message_type(message)

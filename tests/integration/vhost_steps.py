@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tests have a guest and its front end do, message by message."""
+
+from __future__ import annotations
+
+import struct
+import time
+from collections.abc import Callable
+
+from vdpa_net.testing.frames import FrameMint
+from vdpa_net.testing.guest_cpu import TX
+from vdpa_net.testing.vhost_connection import Request
+from vdpa_net.testing.vhost_guest import VhostGuest
+
+PATIENCE_S = 20
+STATE = struct.Struct("<II")
+
+
+def await_true(condition: Callable[[], bool]) -> bool:
+    """Memory that changes tells nobody: look until it has."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return condition()
+
+
+def enable(guest: VhostGuest, queue: int, value: int) -> None:
+    guest.front_end.request(Request.SET_VRING_ENABLE, STATE.pack(queue, value))
+
+
+def offer(guest: VhostGuest, first: int, count: int, *, kick: bool = True) -> None:
+    """Make frames available for transmission."""
+    mint = FrameMint(9)
+    for number in range(first, first + count):
+        assert guest.cpu.queues.transmit(mint.frame(number, 300))
+    guest.rings[TX].publish()
+    if kick:
+        guest.front_end.kick(TX)
+
+
+def get_base(guest: VhostGuest, queue: int) -> int:
+    answer = guest.front_end.ask(Request.GET_VRING_BASE, STATE.pack(queue, 0))
+    return int(STATE.unpack(answer)[1])
