@@ -69,7 +69,15 @@ impl ReceiveFilter {
     #[inline]
     pub fn passes_all_of(&self, packet_bytes: usize) -> bool {
         let fits = |mtu| packet_bytes <= HEADER_BYTES + ETHERNET_BYTES + usize::from(mtu);
-        self.promisc && self.mtu.map_or(true, fits)
+        let has_address = packet_bytes >= HEADER_BYTES + 6;
+        self.mtu.map_or(true, fits) && (self.promisc || has_address && self.passes_every_address())
+    }
+
+    /// As without CTRL_RX and CTRL_VLAN.
+    #[inline]
+    fn passes_every_address(&self) -> bool {
+        let refuses = self.nomulti | self.nouni | self.nobcast | self.vlans.is_some();
+        self.allmulti & self.alluni & !refuses
     }
 
     /// Whether a packet, its virtio-net header included, may go to the driver; the reason if not.
@@ -230,6 +238,42 @@ mod tests {
         let whole = packet(OWN, 100, 0, &[7]);
         for len in 0..whole.len() {
             let _ = filter.check(&whole[..len]);
+        }
+    }
+
+    #[test]
+    fn what_passes_whatever_is_in_it_passes() {
+        let passing = ReceiveFilter {
+            allmulti: true,
+            alluni: true,
+            mtu: Some(100),
+            ..quiet()
+        };
+        for change in 0..7 {
+            let mut filter = passing.clone();
+            match change {
+                1 => filter.allmulti = false,
+                2 => filter.alluni = false,
+                3 => filter.nomulti = true,
+                4 => filter.nouni = true,
+                5 => filter.nobcast = true,
+                6 => filter.vlans = Some(Box::new([0; 64])),
+                _ => {}
+            }
+            for len in 0..130 {
+                let passes = filter.passes_all_of(len);
+                let is_whole =
+                    (HEADER_BYTES + 6..=HEADER_BYTES + ETHERNET_BYTES + 100).contains(&len);
+                assert_eq!(
+                    passes,
+                    change == 0 && is_whole,
+                    "{len} bytes, change {change}"
+                );
+                for to in [[0xff; 6], GROUP, [2, 0, 0, 0, 0, 2]] {
+                    let whole = packet(to, 130, 0, &[7]);
+                    assert!(!passes || filter.check(&whole[..len]).is_ok());
+                }
+            }
         }
     }
 
