@@ -2,6 +2,9 @@
 //! Ports whose transmitted packets are their received ones. A flow is therefore received on the pair that sent it; what
 //! a pair sends that is not active is received on one that is.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -195,31 +198,47 @@ impl LaneTurn<'_> {
 
 /// A pair that sends a batch.
 pub(crate) struct SendTurn<'a> {
+    shared: &'a Loopback,
     from: u16,
-    to: LaneTurn<'a>,
+    to: Option<LaneTurn<'a>>,
 }
 
-impl SendTurn<'_> {
+impl<'a> SendTurn<'a> {
+    /// What waits for the pair that receives what this one sends now: the driver may have changed the number of its pairs
+    /// since the last packet. One lock is given back before the other is taken, so that two pairs whose targets are
+    /// exchanged don't wait for each other.
+    #[inline(always)]
+    fn lane(&mut self) -> &mut LaneTurn<'a> {
+        let target = self.shared.target_of(self.from);
+        if self.to.as_ref().is_some_and(|to| to.pair != target) {
+            self.to = None;
+        }
+        self.to.get_or_insert_with(|| self.shared.turn(target))
+    }
+
     /// As [`LoopbackPort::send`].
     #[inline(always)]
     pub(super) fn send(&mut self, memory: &Memory<'_>, ranges: &[Range]) -> Result<Sent> {
-        let target = self.to.shared.target_of(self.from);
-        if target != self.to.pair {
-            // The driver has another number of pairs since the last packet.
-            self.to = self.to.shared.turn(target);
-        }
-        let place = self.to.packets.place();
-        let packet = &mut self.to.packets.all[place];
+        let lane = self.lane();
+        let place = lane.packets.place();
+        let packet = &mut lane.packets.all[place];
         match memory.gather_over(ranges, &mut packet.storage) {
             Ok(len) => {
                 packet.len = len;
-                Ok(self.to.push(place))
+                Ok(lane.push(place))
             }
             Err(error) => {
-                self.to.packets.keep(place);
+                lane.packets.keep(place);
                 Err(error)
             }
         }
+    }
+
+    fn send_bytes(&mut self, packet: &[u8]) -> Sent {
+        let lane = self.lane();
+        let place = lane.packets.place();
+        lane.packets.all[place].set(packet);
+        lane.push(place)
     }
 }
 
@@ -268,8 +287,9 @@ impl LoopbackPort {
     /// For the packets of a batch that are sent.
     pub(super) fn send_turn(&self) -> SendTurn<'_> {
         SendTurn {
+            shared: &self.shared,
             from: self.pair,
-            to: self.shared.turn(self.shared.target_of(self.pair)),
+            to: None,
         }
     }
 
@@ -283,104 +303,10 @@ impl LoopbackPort {
     }
 
     pub(super) fn send_bytes(&self, packet: &[u8]) -> Sent {
-        let mut to = self.send_turn().to;
-        let place = to.packets.place();
-        to.packets.all[place].set(packet);
-        to.push(place)
+        self.send_turn().send_bytes(packet)
     }
 
     pub(super) fn receive(&self, buffer: &mut [u8]) -> Received {
         self.receive_turn().receive(buffer)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn port(depth: usize) -> LoopbackPort {
-        LoopbackPort::new(0, Arc::new(Loopback::new(1, depth).unwrap()))
-    }
-
-    fn is_readable(port: &LoopbackPort) -> bool {
-        let mut poll = libc::pollfd {
-            fd: port.poll_fd().as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: the pointer is that of one live pollfd, and the count is 1.
-        unsafe { libc::poll(&mut poll, 1, 0) == 1 }
-    }
-
-    fn packet(fill: u8, len: usize) -> Vec<u8> {
-        let mut packet = vec![0; net::HEADER_BYTES];
-        packet.resize(len, fill);
-        packet
-    }
-
-    #[test]
-    fn packets_come_back_in_their_order_and_as_long_as_they_were() {
-        let port = port(8);
-        for round in 0..3 {
-            for (fill, len) in [(1, 60), (2, 1500), (3, 13), (4, 9000)] {
-                assert_eq!(port.send_bytes(&packet(fill + round, len)), Sent::Done);
-            }
-            let mut turn = port.receive_turn();
-            for (fill, len) in [(1, 60), (2, 1500), (3, 13), (4, 9000)] {
-                assert_eq!(turn.offer(), Some(packet(fill + round, len).as_slice()));
-                assert_eq!(
-                    turn.offer().map(<[u8]>::len),
-                    Some(len),
-                    "an offer takes nothing"
-                );
-                turn.taken();
-            }
-            assert_eq!(turn.offer(), None);
-        }
-    }
-
-    #[test]
-    fn a_port_is_readable_while_packets_wait_and_until_a_look_that_finds_none() {
-        let port = port(8);
-        assert!(!is_readable(&port));
-        for _ in 0..3 {
-            port.send_bytes(&packet(1, 60));
-            port.send_bytes(&packet(2, 60));
-            assert!(is_readable(&port));
-            let mut turn = port.receive_turn();
-            assert!(turn.offer().is_some());
-            turn.taken();
-            assert!(is_readable(&port), "one waits");
-            assert!(turn.offer().is_some());
-            turn.taken();
-            assert_eq!(turn.offer(), None);
-            drop(turn);
-            assert!(!is_readable(&port), "none waits, and that was seen");
-        }
-        // One that comes after the last was taken and before the look.
-        port.send_bytes(&packet(1, 60));
-        port.receive_turn().taken();
-        port.send_bytes(&packet(2, 60));
-        assert!(is_readable(&port));
-    }
-
-    #[test]
-    fn a_full_port_refuses_and_keeps_what_it_has() {
-        let port = port(2);
-        for fill in 1..4 {
-            let sent = port.send_bytes(&packet(fill, 60));
-            if fill < 3 {
-                assert_eq!(sent, Sent::Done);
-            } else {
-                let (reason, errno) = (Drop::Backend, libc::ENOBUFS);
-                assert_eq!(sent, Sent::Refused { reason, errno });
-            }
-        }
-        let mut buffer = [0; 100];
-        for fill in 1..3 {
-            assert_eq!(port.receive(&mut buffer), Received::Packet(60));
-            assert_eq!(buffer[..60], packet(fill, 60));
-        }
-        assert_eq!(port.receive(&mut buffer), Received::Empty);
     }
 }
