@@ -57,11 +57,13 @@ def test_device_bare_loops_and_dpdk_move_frames_both_ways_at_once(tmp_path: Path
 @pytest.mark.parametrize(
     ("group", "part", "count"),
     [
-        ("tap", "gso", 5),
-        ("tap", "variant-rx", 4),
-        ("tap", "limit", 6),
-        ("user", "64-packed", 3),
-        ("ring", "loop-64", 2),
+        ("tap", "gso", 4),
+        ("tap", "variant-rx", 3),
+        ("tap", "limit", 4),
+        ("tap", "self", 5),
+        ("user", "64-packed", 1),
+        ("ring", "loop-64", 1),
+        ("control", "unmap", 2),
     ],
 )
 def test_every_kind_of_contestant_is_measured(tmp_path: Path, group: str, part: str, count: int) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import pytest
+from rich.console import Console
 
 from vdpa_net.bench.case import SUBJECT, Bound, Case, CaseResult, Goal, Series, Shared
 from vdpa_net.bench.report import Report
@@ -55,13 +56,19 @@ def test_a_peer_that_does_nothing_is_an_error_and_no_infinite_ratio() -> None:
 def test_the_table_says_medians_unit_ratio_and_goal() -> None:
     measured = result([1, 2, 3], [4, 4, 4], Goal(PEER, at_least=1.0))
     report = Report({"processor": "P", "cores": 2}, 3, 1.0, [measured])
-    cells = [list(column.cells) for column in report.table().columns]
-    assert cells[1] == [SUBJECT, PEER]
-    assert cells[0] == ["title", "Mframes/s"]
-    assert cells[2] == ["2 [1 to 3]", "4"]
-    assert cells[3] == ["", "0.50 [0.25 to 0.75]"]
-    assert cells[4] == ["", "[red]missed: >= 1[/]"]
+    console = Console(record=True, width=110)
+    console.print(report.table())
+    lines = [line.rstrip() for line in console.export_text().splitlines()]
+    title = lines.index("title, Mframes/s")
+    assert "median [min to max]" in lines[title - 2]
+    assert lines[title + 1].split() == [SUBJECT, "2", "[1", "to", "3]"]
+    assert lines[title + 2].split() == [PEER, "4", "0.50", "[0.25", "to", "0.75]", "missed:", ">=", "1"]
+    assert max(map(len, lines[title:])) <= 105
     assert report.missed == [measured]
+
+
+def test_a_figure_has_three_digits_or_all_before_the_point() -> None:
+    assert str(Series([12345.6, 0.012345, 99.95])) == "100 [0.0123 to 12346]"
 
 
 def test_nothing_lost_is_a_result_where_a_case_counts_losses() -> None:

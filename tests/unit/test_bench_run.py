@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from vdpa_net.bench import run
+from vdpa_net.bench import GROUPS, run
 from vdpa_net.bench.case import SUBJECT, Case, Take
 from vdpa_net.bench.report import Report
 from vdpa_net.bench.run import BenchOptions, Group, Measuring, run_bench
@@ -92,3 +92,13 @@ def test_what_was_measured_before_an_interruption_is_told_and_written(
     assert [case["key"] for case in json.loads(path.read_text())["cases"]] == ["ring-a"]
     assert "ring-a" in console.export_text()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_quick_run_says_what_it_leaves_out_and_how_to_measure_it() -> None:
+    assert set(run.QUICK_LEAVES_OUT) <= set(GROUPS)
+    told = run.left_out(BenchOptions(quick=True))
+    assert "a million maps" in told
+    assert told.endswith("All of it: vdpa-net bench")
+    told = run.left_out(BenchOptions(quick=True, groups=("ring", "guest")))
+    assert "maps" not in told
+    assert told.endswith("vdpa-net bench --group ring --group guest")

@@ -5,7 +5,7 @@
 //! tap-write  --tap NAME --bytes N --seconds S [--method write|writev|io_uring] [--gso] [--buffers N] [--napi]
 //!            [--threads N]
 //! tap-read   --tap NAME --bytes N --frames N --seconds S --fill-cpu N --read-cpu N
-//!            [--method read|readv|io_uring] [--gso] [--both]
+//!            [--method read|readv|io_uring] [--gso] [--both] [--buffers N]
 //! tap-drain  --tap NAME --bytes N --frames N --seconds S --pid DEVICE --front-end PID [--gso] [--flows N] [--both]
 //! front-end  --socket PATH --direction tx|rx|both|loop --bytes N --seconds S [--ring split|packed]
 //!            [--pairs N] [--size N] [--log] [--gso] [--hugepages] [--gentle]
@@ -14,6 +14,7 @@
 //! doorbell   --count N [--socket PATH --region N --offset N]
 //! maps       --count N --socket PATH
 //! pace       --cpu N, a probe for each line of the standard input
+//! spin       --cpu N, until the standard input ends
 //! ```
 
 mod affinity;
@@ -33,6 +34,7 @@ mod pace;
 mod packed;
 mod packet;
 mod session;
+mod spin;
 mod split;
 mod tap;
 mod tap_read;
@@ -72,9 +74,10 @@ fn run() -> Result<serde_json::Value> {
         "doorbell" => doorbell::run(&mut arguments),
         "maps" => maps::run(&mut arguments),
         "pace" => pace::run(&mut arguments),
+        "spin" => spin::run(&mut arguments),
         other => Err(error::Error::Usage(format!(
             "unknown command {other:?}: expected tap-write, tap-read, tap-drain, front-end, flood, doorbell, \
-             maps or pace"
+             maps, pace or spin"
         ))),
     }
 }

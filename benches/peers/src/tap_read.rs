@@ -25,15 +25,17 @@ enum Method {
     IoUring(Box<IoUring>),
 }
 
-/// Reads batches into as many buffers.
+/// Reads batches.
 struct Reader {
     tap: File,
     buffers: Vec<Vec<u8>>,
+    next: usize,
     method: Method,
 }
 
 impl Reader {
-    fn new(tap: File, method: &str) -> Result<Self> {
+    /// `buffers` take turns, as those of a ring do; io_uring has as many as it has reads in a batch.
+    fn new(tap: File, method: &str, buffers: usize) -> Result<Self> {
         let method = match method {
             "read" => Method::Read,
             "readv" => Method::Readv,
@@ -46,9 +48,14 @@ impl Reader {
                 )))
             }
         };
+        let buffers = match &method {
+            Method::IoUring(_) => BATCH as usize,
+            _ => buffers,
+        };
         Ok(Self {
             tap,
-            buffers: vec![vec![0; PACKET_BYTES]; BATCH as usize],
+            buffers: vec![vec![0; PACKET_BYTES]; buffers],
+            next: 0,
             method,
         })
     }
@@ -56,13 +63,19 @@ impl Reader {
     /// Read up to BATCH frames; how many there were.
     fn batch(&mut self) -> Result<u64> {
         let fd = self.tap.as_raw_fd();
+        let count = self.buffers.len();
+        let mut in_turn = || {
+            self.next = (self.next + 1) % count;
+            self.next
+        };
         match &mut self.method {
-            // One buffer for all, as a loop has it that does nothing else.
-            Method::Read => each(&mut self.buffers[0], |buffer| {
+            Method::Read => each(|| {
+                let buffer = &mut self.buffers[in_turn()];
                 // SAFETY: the pointer and the length are those of a live, exclusively borrowed slice.
                 unsafe { libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len()) }
             }),
-            Method::Readv => each(&mut self.buffers[0], |buffer| {
+            Method::Readv => each(|| {
+                let buffer = &mut self.buffers[in_turn()];
                 let (header, frame) = buffer.split_at_mut(HEADER_BYTES);
                 let parts = [header, frame].map(|part| libc::iovec {
                     iov_base: part.as_mut_ptr().cast(),
@@ -101,6 +114,8 @@ pub fn run(arguments: &mut Arguments) -> Result<Value> {
     let frames = arguments.number("frames")?;
     let seconds = arguments.number("seconds")?;
     let method = arguments.text_or("method", "read");
+    // One for all, as a loop has it that does nothing else.
+    let buffers: usize = arguments.number_or("buffers", 1)?;
     let is_both = arguments.switch("both");
     // The frames come from another processor, as those that a device receives do.
     let (filler, reader_cpu) = (arguments.number("fill-cpu")?, arguments.number("read-cpu")?);
@@ -108,7 +123,7 @@ pub fn run(arguments: &mut Arguments) -> Result<Value> {
     tap::set_nonblocking(&tap)?;
     let other = tap.try_clone().map_err(Error::system("tap"))?;
     let mut writer = Writer::new(other, packet::make(bytes, is_gso), 1, "write")?;
-    let mut reader = Reader::new(tap, &method)?;
+    let mut reader = Reader::new(tap, &method, buffers.max(1))?;
     reader.drain()?;
     let wanted = Duration::from_secs_f64(seconds);
     let (mut moved, mut moving) = (0, Duration::ZERO);
@@ -151,9 +166,9 @@ fn exchange(reader: &mut Reader, writer: &mut Writer) -> Result<u64> {
     }
 }
 
-fn each(buffer: &mut [u8], read: impl Fn(&mut [u8]) -> isize) -> Result<u64> {
+fn each(mut read: impl FnMut() -> isize) -> Result<u64> {
     for frames in 0..u64::from(BATCH) {
-        if read(buffer) > 0 {
+        if read() > 0 {
             continue;
         }
         let error = std::io::Error::last_os_error();

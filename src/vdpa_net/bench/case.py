@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import count
 from typing import Any
@@ -58,16 +58,16 @@ class Bound:
 class Shared:
     """Samples that several figures are told of. Each figure has each sample once, in the same order."""
 
-    def __init__(self, take: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(self, take: Callable[[], Mapping[Any, float]]) -> None:
         self._take = take
-        self._taken: list[Mapping[str, float]] = []
+        self._taken: list[Mapping[Any, float]] = []
 
-    def figure(self, name: str) -> Take:
+    def figure(self, name: Hashable) -> Take:
         """What takes the next sample's figure, and the sample itself if no other figure did so before."""
         turns = count()
         return lambda: self._sample(next(turns))[name]
 
-    def _sample(self, turn: int) -> Mapping[str, float]:
+    def _sample(self, turn: int) -> Mapping[Any, float]:
         if turn == len(self._taken):
             self._taken.append(self._take())
         return self._taken[turn]
@@ -101,6 +101,11 @@ class Case:
         return self.key.partition("-")[0]
 
 
+def _digits(value: float) -> str:
+    """Three of them, or all before the point."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
 @dataclass
 class Series:
     """The samples of one contestant."""
@@ -114,7 +119,8 @@ class Series:
 
     def __str__(self) -> str:
         low, high = min(self.samples), max(self.samples)
-        return f"{self.median:.3g}" + ("" if low == high else f" [{low:.3g} to {high:.3g}]")
+        spread = "" if low == high else f" [{_digits(low)} to {_digits(high)}]"
+        return f"{_digits(self.median)}{spread}"
 
     def to_json(self) -> dict[str, object]:
         """Median, extremes and all samples."""

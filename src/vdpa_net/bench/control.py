@@ -14,15 +14,17 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 
-from vdpa_net.bench.case import SUBJECT, Bound, Case
+from vdpa_net.bench.case import SUBJECT, Bound, Case, Shared
 from vdpa_net.bench.native import Peers
+from vdpa_net.bench.unmaps import unmap_cases
 from vdpa_net.driver.pci_scan import Window, scan
 from vdpa_net.driver.vfio_user import VfioUserHandle
 from vdpa_net.errors import LabError
+from vdpa_net.lab.network import LabNetwork
 from vdpa_net.lab.side import SideProcess
 
 ACCESSES = 2000
-DOORBELLS = 20_000
+DOORBELLS = 10_000
 CROWD = 64
 CROWD_SECONDS = 120
 MAP_BATCH = 20_000
@@ -36,9 +38,10 @@ DEVICE = "virtio-net-pci,netdev=n,vdpa=on"
 
 
 @contextmanager
-def control_cases(directory: Path, *, quick: bool) -> Iterator[list[Case]]:
+def control_cases(directory: Path, network: LabNetwork, *, quick: bool) -> Iterator[list[Case]]:
     """Cases of the control path; the limits are those that the project sets itself."""
     with ExitStack() as stack:
+        unmaps = stack.enter_context(unmap_cases(directory, network))
         process, socket = _serve(stack, directory, "served")
         # A device has one client: the native one that rings doorbells and maps has a device of its own.
         _, bell_socket = _serve(stack, directory, "rung")
@@ -66,11 +69,17 @@ def control_cases(directory: Path, *, quick: bool) -> Iterator[list[Case]]:
                 bound=Bound(30.0),
                 max_rounds=2,
             ),
+            *unmaps,
             _case("start", "start to listening", "ms", partial(_start, directory), 300.0),
             _case("rss", "resident memory of a device", "MiB", partial(_rss, process.pid), 60.0),
             *_crowd_cases(directory),
             _case(
-                "idle", "processor time of an idle, attached device", "ms/s", partial(_idle, process.pid), 0.0
+                "idle",
+                "processor time of an idle, attached device",
+                "ms/s",
+                partial(_idle, process.pid),
+                0.0,
+                max_rounds=3,
             ),
         ]
 
@@ -84,9 +93,17 @@ def _serve(stack: ExitStack, directory: Path, name: str) -> tuple[SideProcess, P
     return process, socket
 
 
-def _case(key: str, title: str, unit: str, take: Callable[[], float], at_most: float | None = None) -> Case:
+def _case(
+    key: str,
+    title: str,
+    unit: str,
+    take: Callable[[], float],
+    at_most: float | None = None,
+    *,
+    max_rounds: int | None = None,
+) -> Case:
     bound = None if at_most is None else Bound(at_most)
-    return Case(f"control-{key}", title, unit, {SUBJECT: take}, bound=bound)
+    return Case(f"control-{key}", title, unit, {SUBJECT: take}, bound=bound, max_rounds=max_rounds)
 
 
 def _timed(action: Callable[[], object]) -> float:
@@ -113,13 +130,14 @@ def _doorbells(peers: Peers, where: Window | None = None, socket: Path | None = 
 def _crowd_cases(directory: Path) -> list[Case]:
     """What one of many devices in one process costs."""
     units = {"start_ms": "ms", "rss_mib": "MiB", "threads": "threads"}
+    crowd = Shared(partial(_crowd, directory))
     return [
-        _case(f"crowd-{key}", f"one of {CROWD} devices in a process", unit, partial(_crowd, directory, key))
+        _case(f"crowd-{key}", f"one of {CROWD} devices in a process", unit, crowd.figure(key), max_rounds=3)
         for key, unit in units.items()
     ]
 
 
-def _crowd(directory: Path, key: str) -> float:
+def _crowd(directory: Path) -> dict[str, float]:
     done = subprocess.run(
         [sys.executable, "-m", "vdpa_net.bench.crowd", str(CROWD), str(directory)],
         capture_output=True,
@@ -129,7 +147,7 @@ def _crowd(directory: Path, key: str) -> float:
     )
     if done.returncode != 0:
         raise LabError(f"{CROWD} devices in a process: {done.stderr.strip()}")
-    return float(json.loads(done.stdout)[key])
+    return {key: float(value) for key, value in json.loads(done.stdout).items()}
 
 
 def _maps(socket: Path, count: int) -> float:

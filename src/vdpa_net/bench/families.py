@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from vdpa_net.bench.case import CaseResult
 
 TITLES = {
+    "self": "The same twice: what a ratio of 1 looks like in this run",
     "limit": "The bare tap",
     "tap": "On a tap",
     "variant": "On a tap: packed rings, queue pairs, logging",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same Linux guest three times: on our device over vfio-user, on our device over the vhost socket, and on
-QEMU's own virtio-net with vhost=off. They stay up, idle, while it is another's turn.
+QEMU's own virtio-net with vhost=off. They stay up, idle, while it is another's turn. All three take part in a
+round, so that both of ours are held against the same samples of QEMU's.
 
 Under TCG the guest's processor is the bottleneck: what separates back ends is the processor time that they
 spend on a frame: that of all threads of the device, kernel included. QEMU's own device is its main thread.
@@ -10,14 +11,16 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 
-from vdpa_net.bench.case import Case, Goal, Shared, Take
+from vdpa_net.bench.case import Case, Goal, Shared
 from vdpa_net.bench.control import cpu_ns
+from vdpa_net.bench.rounds import in_turn
 from vdpa_net.errors import LabError
 from vdpa_net.lab import accelerator, guest
 from vdpa_net.lab.image import Image
@@ -30,6 +33,9 @@ VFIO_USER = "vdpa-net, vfio-user"
 VHOST_SOCKET = "vdpa-net, vhost socket"
 QEMU = "QEMU virtio-net, vhost=off"
 
+GBIT, PACKETS, CPU, PING = "Gbit/s", "kpackets/s", "CPU us a frame", "ping us"
+
+QUICK_ROUNDS = 3
 BOOT_SECONDS = 120
 GRACE_SECONDS = 60
 PINGS = 200
@@ -62,8 +68,16 @@ class Guests:
         self._accel = accelerator.choose_accelerator(self._qemu, self._guest)
         self._consumed: dict[str, int] = {}
 
-    def boot(self, name: str, number: int, stack: ExitStack) -> Contestant:
-        """Boot one; it ends with the stack."""
+    def boot(self, names: Sequence[str], stack: ExitStack) -> dict[str, Contestant]:
+        """Boot them at the same time; they end with the stack."""
+        started = {name: self._start(name, number, stack) for number, name in enumerate(names)}
+        for contestant in started.values():
+            outcome = contestant.machine.wait_console(r"LAB (ready .*|failed .*)", BOOT_SECONDS)
+            if outcome.startswith("failed"):
+                raise contestant.machine.failure(f"says: {outcome}")
+        return started
+
+    def _start(self, name: str, number: int, stack: ExitStack) -> Contestant:
         tap, address = f"guest{number}", f"10.87.0.{10 + number}"
         mac = f"52:54:00:be:0c:{10 + number:02x}"
         process, arguments = self._device(name, tap, mac, stack)
@@ -80,9 +94,6 @@ class Guests:
         machine = stack.enter_context(Machine(options, self._directory))
         self._network.attach(tap)
         self._network.add_neighbour(address, mac)
-        outcome = machine.wait_console(r"LAB (ready .*|failed .*)", BOOT_SECONDS)
-        if outcome.startswith("failed"):
-            raise machine.failure(f"says: {outcome}")
         pid = machine.pid if process is None else process.pid
         threads = {pid} if process is None else None
         return Contestant(name, address, tap, machine, partial(cpu_ns, pid, threads))
@@ -109,16 +120,16 @@ class Guests:
         process.wait_ready()
         return process, arguments
 
-    def gbit_per_s(self, contestant: Contestant, *words: str) -> float:
-        """TCP throughput."""
-        return received_bits_per_s(self._iperf(contestant, *words)) / 1e9
+    def tcp(self, contestant: Contestant, *words: str) -> dict[str, float]:
+        """TCP throughput in Gbit/s."""
+        return {GBIT: received_bits_per_s(self._iperf(contestant, *words)) / 1e9}
 
     def udp(self, contestant: Contestant, *words: str) -> dict[str, float]:
         """Small UDP packets as fast as they go.
 
-        `kilo_packets` in a second: from the guest those that arrive, to the guest those that it takes from
-        its tap, because most of a flood is dropped by the guest itself. `us_per_frame` of processor time of
-        the device, for each frame that passes the tap.
+        PACKETS, thousands in a second: from the guest those that arrive, to the guest those that it takes
+        from its tap, because most of a flood is dropped by the guest itself. CPU, microseconds of processor
+        time of the device, for each frame that passes the tap.
         """
         frames, cpu, start = self._frames(contestant), contestant.device_cpu_ns(), time.monotonic()
         udp = ("--udp", "--length", str(SMALL_PAYLOAD_BYTES), "--bandwidth", "0")
@@ -129,16 +140,16 @@ class Guests:
         if frames == 0:
             raise LabError(f"no frame passed {contestant.tap} while iperf3 ran")
         packets_per_s = received_packets_per_s(report) if "--reverse" in words else frames / seconds
-        return {"kilo_packets": packets_per_s / 1e3, "us_per_frame": cpu / 1e3 / frames}
+        return {PACKETS: packets_per_s / 1e3, CPU: cpu / 1e3 / frames}
 
-    def ping_us(self, contestant: Contestant) -> float:
+    def ping(self, contestant: Contestant) -> dict[str, float]:
         """Mean round trip of a ping from the lab, in microseconds."""
         busybox = self._image.program("usr/bin/busybox")
         text = busybox.run("ping", "-c", str(PINGS), "-i", "0.005", "-q", contestant.address)
         found = ROUND_TRIP.search(text)
         if found is None:
             raise LabError(f"ping of {contestant.name} told no round trip: {text}")
-        return float(found[1]) * 1e3
+        return {PING: float(found[1]) * 1e3}
 
     def _frames(self, contestant: Contestant) -> int:
         counters = self._network.counters(contestant.tap)
@@ -154,40 +165,63 @@ class Guests:
 
 
 @contextmanager
-def guest_cases(image: Image, directory: Path, network: LabNetwork, seconds: float) -> Iterator[list[Case]]:
+def guest_cases(
+    image: Image, directory: Path, network: LabNetwork, seconds: float, *, quick: bool = True
+) -> Iterator[list[Case]]:
     """Throughput, packets, processor time a frame and round trips, for each of our transports."""
     with ExitStack() as stack:
         guests = Guests(image, directory, network, seconds)
-        up = {
-            name: guests.boot(name, number, stack)
-            for number, name in enumerate((VHOST_SOCKET, VFIO_USER, QEMU))
-        }
-        yield [*_cases("vhost", VHOST_SOCKET, guests, up), *_cases("vfio-user", VFIO_USER, guests, up)]
+        up = guests.boot((VHOST_SOCKET, VFIO_USER, QEMU), stack)
+        yield list(cases(guests, up, QUICK_ROUNDS if quick else None))
 
 
-def _cases(transport: str, subject: str, guests: Guests, up: Mapping[str, Contestant]) -> Iterator[Case]:
-    is_vhost = subject == VHOST_SOCKET
-    where = "the vhost socket" if is_vhost else "vfio-user"
-    more = Goal(QEMU, at_least=1.1 if is_vhost else 1.0)
-    names = (subject, QEMU)
+def cases(guests: Guests, up: Mapping[str, Contestant], max_rounds: int | None) -> Iterator[Case]:
+    """All cases; each figure of all contestants is measured once, in rounds of all three."""
 
-    def each(take: Callable[..., float], *words: str) -> dict[str, Take]:
-        return {name: partial(take, up[name], *words) for name in names}
+    def rounds(take: Callable[..., Mapping[str, float]], *words: str) -> Shared:
+        return together({name: partial(take, contestant, *words) for name, contestant in up.items()})
 
-    def of(samples: Mapping[str, Shared], figure: str) -> dict[str, Take]:
-        return {name: samples[name].figure(figure) for name in names}
-
-    out = {name: Shared(partial(guests.udp, up[name], "--reverse")) for name in names}
-    into = {name: Shared(partial(guests.udp, up[name])) for name in names}
-    ping = Goal(QEMU, at_most=1.0 if is_vhost else 1.2)
-    for name, title, unit, contestants, goal in (
-        ("tcp-out", "TCP from the guest", "Gbit/s", each(guests.gbit_per_s, "--reverse"), more),
-        ("tcp-in", "TCP to the guest", "Gbit/s", each(guests.gbit_per_s), more),
-        ("udp-out", "UDP from the guest, 64 B", "kpackets/s", of(out, "kilo_packets"), more),
-        ("cpu-out", "device CPU a frame out", "us", of(out, "us_per_frame"), Goal(QEMU, at_most=0.3)),
-        ("udp-in", "UDP to the guest, 64 B", "kpackets/s", of(into, "kilo_packets"), more),
-        ("cpu-in", "device CPU a frame in", "us", of(into, "us_per_frame"), Goal(QEMU, at_most=0.7)),
-        ("ping", "ping", "us", each(guests.ping_us), ping),
+    tcp_out, tcp_in = rounds(guests.tcp, "--reverse"), rounds(guests.tcp)
+    udp_out, udp_in = rounds(guests.udp, "--reverse"), rounds(guests.udp)
+    ping = rounds(guests.ping)
+    for transport, subject, where, more, slower in (
+        ("vhost", VHOST_SOCKET, "the vhost socket", 1.1, 1.0),
+        ("vfio-user", VFIO_USER, "vfio-user", 1.0, 1.2),
     ):
-        key = f"guest-{transport}-{name}"
-        yield Case(key, f"guest over {where}, {title}", unit, contestants, (goal,), subject=subject)
+        for name, title, unit, samples, figure, goal in (
+            ("tcp-out", "TCP from the guest", "Gbit/s", tcp_out, GBIT, Goal(QEMU, at_least=more)),
+            ("tcp-in", "TCP to the guest", "Gbit/s", tcp_in, GBIT, Goal(QEMU, at_least=more)),
+            (
+                "udp-out",
+                "UDP from the guest, 64 B",
+                "kpackets/s",
+                udp_out,
+                PACKETS,
+                Goal(QEMU, at_least=more),
+            ),
+            ("cpu-out", "device CPU a frame out", "us", udp_out, CPU, Goal(QEMU, at_most=0.3)),
+            ("udp-in", "UDP to the guest, 64 B", "kpackets/s", udp_in, PACKETS, Goal(QEMU, at_least=more)),
+            ("cpu-in", "device CPU a frame in", "us", udp_in, CPU, Goal(QEMU, at_most=0.7)),
+            ("ping", "ping", "us", ping, PING, Goal(QEMU, at_most=slower)),
+        ):
+            yield Case(
+                f"guest-{transport}-{name}",
+                f"guest over {where}, {title}",
+                unit,
+                {who: samples.figure((who, figure)) for who in (subject, QEMU)},
+                (goal,),
+                subject=subject,
+                max_rounds=max_rounds,
+                is_paced=False,
+            )
+
+
+def together(takes: Mapping[str, Callable[[], Mapping[str, float]]]) -> Shared:
+    """Samples of a round of all contestants, in an order that alternates; by contestant and figure."""
+    numbers = count()
+
+    def take() -> dict[tuple[str, str], float]:
+        order = in_turn(takes, next(numbers))
+        return {(who, figure): value for who, one in order.items() for figure, value in one().items()}
+
+    return Shared(take)

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -73,3 +75,14 @@ class Peers:
     def mega_frames(self, command: str, cpu: int = FRONT_END_CPU, /, **options: object) -> float:
         """Frames of one sample, in millions a second."""
         return float(self.sample(command, cpu, **options)["frames_per_s"]) / 1e6
+
+    @contextmanager
+    def company(self) -> Iterator[None]:
+        """A thread polls on the front end's processor meanwhile, as that of a device does."""
+        words = [str(self._program), "spin", "--cpu", str(FRONT_END_CPU)]
+        process = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        try:
+            yield
+        finally:
+            # It ends with its standard input.
+            process.communicate()

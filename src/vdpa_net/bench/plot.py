@@ -19,7 +19,7 @@ from vdpa_net.errors import MissingTool
 
 WIDTH_INCHES = 9.5
 ROW_INCHES = 0.24
-FRAME_INCHES = 1.1
+FRAME_INCHES = 1.25
 BAR_HEIGHT = 0.72
 LONGEST_RATIO = 2.5
 """Bars of greater ratios are cut here, and say so."""
@@ -117,7 +117,7 @@ def _figure(pyplot: Any, name: str, conditions: str, cases: list[tuple[str, list
     rows = sum(1 + len(members) for _, members in cases)
     height = FRAME_INCHES + ROW_INCHES * rows
     figure, axes = pyplot.subplots(figsize=(WIDTH_INCHES, height))
-    figure.subplots_adjust(left=0.29, right=0.8, top=1 - 0.6 / height, bottom=0.5 / height)
+    figure.subplots_adjust(left=0.29, right=0.8, top=1 - 0.75 / height, bottom=0.5 / height)
     longest = min(LONGEST_RATIO, max(1.2, 1.02 * max(bar.high for _, members in cases for bar in members)))
     position, labels = 0, []
     for text, members in cases:
@@ -140,7 +140,10 @@ def _figure(pyplot: Any, name: str, conditions: str, cases: list[tuple[str, list
     axes.tick_params(axis="y", length=0)
     axes.spines[["top", "right", "left"]].set_visible(False)
     figure.text(0.012, 1 - 0.24 / height, f"vdpa-net bench: {name}", fontsize=12, weight="bold")
-    figure.text(0.012, 1 - 0.44 / height, conditions, fontsize=6.5, color=FAINT)
+    # The machine, then how was measured.
+    machine, _, measured = conditions.partition("; ")
+    for inches, words in ((0.44, machine), (0.58, measured)):
+        figure.text(0.012, 1 - inches / height, words, fontsize=6.5, color=FAINT)
     return figure
 
 

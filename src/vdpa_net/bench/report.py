@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich import box
-from rich.markup import escape
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from vdpa_net.bench import host
 from vdpa_net.bench.case import CaseResult
@@ -21,6 +21,9 @@ from vdpa_net.errors import OptionError
 
 SCHEMA = 3
 """2 had ratios of medians, 3 has medians of the ratios of each round."""
+
+WIDTHS = (34, 27, 23, 15)
+"""Columns of a line, 105 with what is between them."""
 
 
 @dataclass
@@ -94,41 +97,38 @@ class Report:
         device = f"the device polls up to {poll_us} us after work"
         return f"{host.words(self.host)}; {samples}, {device}; {self.evenness}"
 
-    def table(self) -> Table:
-        """Ratios first; absolute figures are for information."""
-        table = Table(
-            title=f"vdpa-net bench: {self.conditions}",
-            caption="median \\[smallest to largest]; ratio: the first contestant by this one, round by round",
-            box=box.SIMPLE_HEAD,
-            pad_edge=False,
+    def table(self) -> Group:
+        """For each case its title and a line for each contestant, with the ratio of the first one to it."""
+        return Group(
+            Text(f"vdpa-net bench: {self.conditions}", style="italic"),
+            "",
+            _row("", "median [min to max]", "ratio, round by round", "goal", style="dim"),
+            *(line for result in self.results for line in _lines(result)),
         )
-        table.add_column("case", ratio=3)
-        table.add_column("contestant", ratio=3)
-        table.add_column("figure", no_wrap=True)
-        table.add_column("ratio", no_wrap=True)
-        table.add_column("goal", no_wrap=True)
-        for result in self.results:
-            self._add(table, result)
-        return table
 
-    @staticmethod
-    def _add(table: Table, result: CaseResult) -> None:
-        # A lone contestant is the device, as the title says.
-        titles = [result.case.title, result.case.unit]
-        if len(result.series) == 1:
-            titles = [", ".join(titles)]
-        for number, (name, series) in enumerate(result.series.items()):
-            ratio, verdict = "", ""
-            if name != result.case.subject:
-                value = result.ratio(name)
-                ratio = escape(str(value))
-                if goal := result.goal(name):
-                    verdict = _verdict(goal.short, goal.holds(value.median))
-            elif result.case.bound:
-                verdict = _verdict(str(result.case.bound), result.case.bound.holds(series.median))
-            title = titles[number] if number < len(titles) else ""
-            last = number == len(result.series) - 1
-            table.add_row(title, name, escape(str(series)), ratio, verdict, end_section=last)
+
+def _lines(result: CaseResult) -> Iterator[RenderableType]:
+    case = result.case
+    yield Text(f"\n{case.title}, {case.unit}", style="bold")
+    for name, series in result.series.items():
+        ratio, verdict = "", ""
+        if name != case.subject:
+            value = result.ratio(name)
+            ratio = str(value)
+            if goal := result.goal(name):
+                verdict = _verdict(goal.short, goal.holds(value.median))
+        elif case.bound:
+            verdict = _verdict(str(case.bound), case.bound.holds(series.median))
+        yield _row(name, str(series), ratio, verdict)
+
+
+def _row(name: str, figure: str, ratio: str, goal: str, style: str = "") -> Table:
+    """A line, or more where the terminal is narrow; below each other their columns are those of a table."""
+    row = Table.grid(padding=(0, 2))
+    for width in WIDTHS:
+        row.add_column(width=width)
+    row.add_row(Text(f"  {name}"), Text(figure), Text(ratio), goal, style=style)
+    return row
 
 
 def _verdict(goal: str, holds: bool) -> str:

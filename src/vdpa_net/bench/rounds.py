@@ -13,7 +13,8 @@ from vdpa_net.bench.pace import Evenness, Pace, Probe, unevenness
 MOST_UNEVEN = 1.25
 """A round whose slowest probe takes more than this of its fastest is taken again."""
 RETAKES = 3
-"""So often at most; then the most even attempt counts."""
+"""So often at most, and all rounds of a case together as often as it has rounds; then the most even attempt
+counts."""
 
 Contestant = TypeVar("Contestant")
 
@@ -40,14 +41,15 @@ def run_case(case: Case, rounds: int, probe: Probe | None = None) -> CaseResult:
     """Let the contestants take turns; without a probe whatever the pace. Raises LabError where one fails."""
     series = {name: Series() for name in case.contestants}
     evenness = Evenness()
-    for number in range(min(rounds, case.max_rounds or rounds)):
+    wanted = min(rounds, case.max_rounds or rounds)
+    for number in range(wanted):
         order = in_turn(case.contestants, number)
         # A lone contestant is compared with nothing.
         if probe is None or not case.is_paced or len(order) == 1:
             kept = Round({name: take() for name, take in order.items()})
             evenness += Evenness(rounds=1)
         else:
-            kept, attempts = _even_round(order, probe)
+            kept, attempts = _even_round(order, probe, min(RETAKES, wanted - evenness.retaken))
             evenness += _evenness(kept, attempts)
         for name, samples in series.items():
             samples.samples.append(kept.samples[name])
@@ -60,10 +62,10 @@ def in_turn(contestants: Mapping[str, Contestant], number: int) -> dict[str, Con
     return {name: contestants[name] for name in (reversed(names) if number % 2 else names)}
 
 
-def _even_round(order: Mapping[str, Take], probe: Probe) -> tuple[Round, int]:
+def _even_round(order: Mapping[str, Take], probe: Probe, retakes: int) -> tuple[Round, int]:
     """The first attempt that is even, else the most even one; and how many there were."""
     attempts: list[Round] = []
-    while len(attempts) <= RETAKES:
+    while len(attempts) <= retakes:
         attempts.append(_probed_round(order, probe))
         if attempts[-1].is_even:
             break

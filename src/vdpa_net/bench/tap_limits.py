@@ -9,7 +9,7 @@ from functools import partial
 
 from vdpa_net.bench.case import Case, Take
 from vdpa_net.bench.native import DEVICE_CPU, FRONT_END_CPU, Peers
-from vdpa_net.bench.shapes import BOTH, GSO_BYTES, LONG, SMALL, TX, Shape
+from vdpa_net.bench.shapes import BOTH, GSO_BYTES, LONG, RX, SMALL, TX, Shape
 from vdpa_net.lab.network import LabNetwork
 
 WRITE = "bare tap, write"
@@ -22,6 +22,11 @@ READ_IO_URING = "bare tap, read by io_uring"
 NAPI = "bare tap, write, IFF_NAPI"
 TWO_THREADS = "bare tap, write, two threads"
 WRITE_RING = "bare tap, write, 256 buffers"
+READ_RING = "bare tap, read, 256 buffers"
+RING_SIZE = 256
+"""Descriptors of a ring, and buffers of the loops that have as many."""
+
+COMPANY = "the same, in company"
 
 QUEUE_FRAMES = 10_000
 """Length of a tap's queue."""
@@ -60,7 +65,7 @@ class Bare:
         options = {"tap": tap, "bytes": shape.size_bytes, "gso": shape.is_gso, "method": method}
         return shape.value(self.peers.mega_frames("tap-write", DEVICE_CPU, **options, **more))
 
-    def read(self, shape: Shape, method: str = "read") -> float:
+    def read(self, shape: Shape, method: str = "read", buffers: int = 1) -> float:
         """A thread that reads what another processor has sent; of the shape BOTH it writes as much."""
         options: dict[str, object] = {
             "tap": BARE_TAP,
@@ -69,6 +74,7 @@ class Bare:
             "frames": burst_frames(shape),
             "both": shape.direction == BOTH,
             "method": method,
+            "buffers": buffers,
             "fill-cpu": FRONT_END_CPU,
             "read-cpu": DEVICE_CPU,
         }
@@ -80,9 +86,31 @@ class Bare:
             return WRITE, partial(self.write, shape)
         return READ_WRITE if shape.direction == BOTH else READ, partial(self.read, shape)
 
-    def cases(self) -> Iterator[Case]:
+    def ring_limit(self, shape: Shape) -> tuple[str, Take] | None:
+        """The loop that has as many buffers as a ring, where it goes one way."""
+        if shape.direction == TX:
+            return WRITE_RING, partial(self.write, shape, buffers=RING_SIZE)
+        return (READ_RING, partial(self.read, shape, buffers=RING_SIZE)) if shape.direction == RX else None
+
+    def in_company(self, take: Take) -> float:
+        """A sample beside a processor that polls, which the other one of a device does."""
+        with self.peers.company():
+            return take()
+
+    def company_cases(self) -> Iterator[Case]:
+        """Whether that matters to the loops: they have an idle processor beside them."""
+        for key, name, take in (
+            ("write", WRITE, partial(self.write, Shape(TX, SMALL))),
+            ("read", READ, partial(self.read, Shape(RX, SMALL))),
+        ):
+            takes: dict[str, Take] = {name: take, COMPANY: partial(self.in_company, take)}
+            yield Case(
+                f"self-company-{key}", f"{name}, 64 B, alone", Shape(TX, SMALL).unit, takes, subject=name
+            )
+
+    def cases(self, *, quick: bool) -> Iterator[Case]:
         """What each way of reading and writing gives. Figures, not goals."""
-        for size in (SMALL, LONG, GSO_BYTES):
+        for size in (SMALL, GSO_BYTES) if quick else (SMALL, LONG, GSO_BYTES):
             shape = Shape(TX, size)
             writes: dict[str, Take] = {
                 WRITE: partial(self.write, shape),

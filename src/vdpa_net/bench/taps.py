@@ -12,11 +12,11 @@ from pathlib import Path
 from vdpa_net.bench.case import SUBJECT, Case, Goal, Take
 from vdpa_net.bench.contestants import Device, Dpdk, drive
 from vdpa_net.bench.native import Peers
-from vdpa_net.bench.shapes import LONG, RX, TX, Shape, shapes
+from vdpa_net.bench.shapes import LONG, RX, SMALL, TX, Shape, shapes
 from vdpa_net.bench.tap_limits import (
     QUEUE_FRAMES,
+    RING_SIZE,
     TWO_THREADS,
-    WRITE_RING,
     Bare,
     burst_frames,
 )
@@ -28,8 +28,8 @@ DPDK_LONG = "DPDK net_vhost + net_tap, 1500 B"
 """Its net_tap has no segments that are to be cut later on: the kernel cuts them before."""
 LOGGING_OFF = "logging off"
 ONE_PAIR = "one queue pair"
+ONCE, AGAIN = "once", "and again"
 
-RING_SIZE = 256
 FLOWS = 32
 DEVICE_TAP, TWO_PAIRS_TAP, DPDK_TAP, DPDK_TWO_PAIRS_TAP = "bench0", "bench1", "bench2", "bench3"
 OF_LIMIT = {TX: 1.0, RX: 0.95}
@@ -87,7 +87,8 @@ class Taps:
         return shape.value(drive(on_tap.who, self.peers, **options), size)
 
     def cases(self, *, quick: bool) -> Iterator[Case]:
-        """Every shape of traffic."""
+        """Every shape of traffic, and what a ratio of a contestant to itself is in this run."""
+        yield from self.selves()
         for shape in shapes(quick=quick):
             if shape.logging:
                 yield self._logging(shape)
@@ -95,6 +96,18 @@ class Taps:
                 yield self._pairs(shape)
             else:
                 yield self._plain(shape)
+
+    def selves(self) -> Iterator[Case]:
+        """Contestants beside themselves: 1 is right, and how far it is missed is what other ratios miss."""
+        write, read = Shape(TX, SMALL), Shape(RX, SMALL)
+        for key, title, take in (
+            ("write", "the bare write loop", partial(self.bare.write, write)),
+            ("tx", "the device, transmit", partial(self.drive, self.device, write)),
+            ("rx", "the device, receive", partial(self.drive, self.device, read)),
+        ):
+            takes = {ONCE: take, AGAIN: take}
+            yield Case(f"self-{key}", f"{title}, 64 B, beside itself", write.unit, takes, subject=ONCE)
+        yield from self.bare.company_cases()
 
     def _plain(self, shape: Shape) -> Case:
         limit, take_limit = self.bare.limit(shape)
@@ -105,9 +118,11 @@ class Taps:
             dpdk: partial(self.drive, self.dpdk, shape, dpdk_bytes),
         }
         goals = [Goal(dpdk, at_least=1.0), *limit_goals(shape, limit)]
-        if shape.is_gso and shape.direction == TX:
-            contestants[WRITE_RING] = partial(self.bare.write, shape, buffers=RING_SIZE)
-            goals.append(Goal(WRITE_RING, at_least=OF_LIMIT_GSO))
+        ring_limit = self.bare.ring_limit(shape) if shape.family == "tap" else None
+        if ring_limit:
+            name, contestants[name] = ring_limit
+            # What a device can reach: its ring has so many buffers.
+            goals += [Goal(name, at_least=OF_LIMIT_GSO)] if shape.is_gso and shape.direction == TX else []
         return _case(shape, contestants, goals)
 
     def _logging(self, shape: Shape) -> Case:
@@ -170,4 +185,4 @@ def tap_cases(
         for tap in (DEVICE_TAP, TWO_PAIRS_TAP, DPDK_TAP, DPDK_TWO_PAIRS_TAP):
             network.set_up(tap, True)
             network.set_queue_length(tap, QUEUE_FRAMES)
-        yield [*taps.bare.cases(), *taps.cases(quick=quick)]
+        yield [*taps.bare.cases(quick=quick), *taps.cases(quick=quick)]

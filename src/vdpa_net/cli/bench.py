@@ -18,7 +18,9 @@ and by --strict in the exit code. Needs root, the lab image (vdpa-net lab build)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
-    parser.add_argument("--quick", action="store_true", help="fewer and shorter samples: a few minutes")
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer rounds and cases, every kind of them: a few minutes"
+    )
     parser.add_argument(
         "--group",
         action="append",
