@@ -36,7 +36,8 @@ impl Inbox {
 }
 
 impl<R: Ring + ?Sized> Batch<'_, '_, R> {
-    /// Receive the next packets into chains that the ring gives out together, one each. None: none went that way; a packet that does not fit into its chain is left to the other ways. None waits in the inbox.
+    /// Receive the next packets into chains that the ring gives out together, one each. None: none went that way; a
+    /// packet that does not fit into its chain is left to the other ways. None waits in the inbox.
     #[inline]
     pub(super) fn receive_line(&mut self) -> RingResult<Option<Lined>> {
         if !self.port.lends() {
@@ -80,18 +81,24 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
             lens[done.delivered] = len as u32;
             done.delivered += 1;
         }
-        if done.delivered == LINE_CHAINS {
-            self.ring.push_line(self.memory, &self.inbox.line, lens)?;
-            return Ok(Some(done));
+        self.give_line_back(done.delivered, lens)?;
+        result.map(|()| (done.delivered + done.dropped > 0).then_some(done))
+    }
+
+    /// Use the first `count` chains of the line that was taken, and hand the others back. Where used descriptors are due
+    /// in that line it can't fail, as the line was found to be writable: no packet is lost.
+    #[inline(always)]
+    fn give_line_back(&mut self, count: usize, lens: [u32; LINE_CHAINS]) -> RingResult<()> {
+        let line = &self.inbox.line;
+        if count == LINE_CHAINS {
+            return self.ring.push_line(self.memory, line, lens);
         }
-        let (used, rest) = self.inbox.line.split_at(done.delivered);
+        let (used, rest) = line.split_at(count);
         rest.iter()
             .rev()
             .for_each(|single| self.ring.unpop(single.taken()));
-        for (single, len) in used.iter().zip(lens) {
-            self.ring.push_used(self.memory, single.taken(), len)?;
-        }
-        result.map(|()| (done.delivered + done.dropped > 0).then_some(done))
+        let mut used = used.iter().zip(lens);
+        used.try_for_each(|(single, len)| self.ring.push_used(self.memory, single.taken(), len))
     }
 
     /// Receive the next packet, if it fits into the first buffer of the next chain. None waits in the inbox.
