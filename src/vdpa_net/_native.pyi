@@ -281,8 +281,9 @@ class DataPlane:
         While there is one, a stop waits 100 ms at most for what is available to be sent; what is not stays
         in the ring."""
 
-    def transmit(self, frame: bytes) -> None:
-        """Send one frame (no virtio-net header) through the back end, to announce. Raises BackendError."""
+    def transmit(self, frame: bytes) -> bool:
+        """Send one frame (no virtio-net header) through the back end, to announce, without waiting; False if
+        it has no room now. Raises BackendError."""
 
     def flush_backend(self) -> int:
         """Drop what the back end has queued for reception; returns the number of packets."""

@@ -8,6 +8,7 @@ reverse order.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import threading
 import time
@@ -63,6 +64,7 @@ def serve_device(request: DeviceRequest, socket: Path, control: Path | None) -> 
         if control is not None:
             _offer_control(stack, control, {**device_methods(stack, device), "shutdown": stop.request})
         _say(attach_help(request.device, str(socket)))
+        _settle_memory()
         _say_listening(socket)
         stop.wait()
 
@@ -100,6 +102,7 @@ def serve_driver(
         methods = _build_driver(stack, handle, vhost_socket, profile)
         if control is not None:
             _offer_control(stack, control, {**methods, "shutdown": stop.request})
+        _settle_memory()
         _say_meeting(vhost_socket)
         stop.wait()
 
@@ -116,6 +119,7 @@ def serve_vhost(request: DeviceRequest, vhost_socket: VhostSocket, control: Path
         if control is not None:
             methods = {**device_methods(stack, device), **driver_methods}
             _offer_control(stack, control, {**methods, "shutdown": stop.request})
+        _settle_memory()
         _say_meeting(vhost_socket)
         stop.wait()
 
@@ -207,6 +211,11 @@ def _build_driver(
     make_peer = VhostUserServer if vhost_socket.server else VhostUserClient
     server = stack.enter_context(make_peer(vhost_socket.path, VhostBackend(driver), on_error=_say_error))
     return {"evidence": driver.evidence, "wire_log": server.wire_log}
+
+
+def _settle_memory() -> None:
+    """What is there now stays: the garbage collector need not look through it while a guest waits for us."""
+    gc.freeze()
 
 
 def _say_error(error: BaseException) -> None:

@@ -212,9 +212,10 @@ class FakePlane:
     def set_packet_hook(self, callback: Any) -> None:
         self.hook = callback
 
-    def transmit(self, frame: bytes) -> None:
+    def transmit(self, frame: bytes) -> bool:
         self.frames.append(frame)
         self.on_transmit(frame)
+        return True
 
     def flush_backend(self) -> int:
         self.calls.append(("flush",))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from fake_dataplane import FakeRig
 
-from vdpa_net.device.announce import Announcer, rarp_frame
+from vdpa_net.device.announce import rarp_frame
 from vdpa_net.errors import BackendError, DmaError, OptionError
 from vdpa_net.wire import virtio_net, virtio_pci
 
@@ -250,48 +250,6 @@ def test_fresh_start_announces_nothing(rig: FakeRig) -> None:
     rig.set_common("device_status", 15)
     assert "restored" not in events
     assert events[-1] == "started"
-
-
-def test_cancelled_announcer_sends_nothing_more() -> None:
-    sent: list[bytes] = []
-    reported = threading.Event()
-    announcer = Announcer(sent.append, lambda _count, _error: reported.set(), schedule_ms=(3_600_000,))
-    announcer.start(bytes(range(2, 8)))
-    assert reported.wait(DEADLINE_SECONDS)
-    announcer.cancel()
-    assert len(sent) == 1
-    assert sent[0][:14] == b"\xff" * 6 + bytes(range(2, 8)) + b"\x80\x35"
-    assert len(sent[0]) == 60
-
-
-def test_announcer_that_was_cancelled_while_it_woke_up_sends_nothing() -> None:
-    sent: list[bytes] = []
-    announcer = Announcer(sent.append, lambda _count, _error: None, schedule_ms=(0,))
-    with announcer._lock:
-        announcer._cancel = threading.Event()
-        thread = threading.Thread(target=announcer._run, args=(b"frame", announcer._cancel, 0.0))
-        thread.start()
-        announcer._cancel.set()
-    thread.join(DEADLINE_SECONDS)
-    assert not thread.is_alive()
-    assert sent == []
-
-
-def test_announcer_repeats_on_its_schedule_and_reports_errors() -> None:
-    reports: list[tuple[int, str]] = []
-    done = threading.Event()
-
-    def report(count: int, error: Exception | None) -> None:
-        reports.append((count, str(error)))
-        if count == 3:
-            done.set()
-
-    def fail(frame: bytes) -> None:
-        raise BackendError("port is gone")
-
-    Announcer(fail, report, schedule_ms=(1, 2)).start(bytes(range(2, 8)))
-    assert done.wait(DEADLINE_SECONDS)
-    assert reports == [(1, "port is gone"), (2, "port is gone"), (3, "port is gone")]
 
 
 def test_detached_client_leaves_a_device_for_the_next_one(rig: FakeRig) -> None:

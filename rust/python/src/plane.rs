@@ -187,7 +187,7 @@ impl DataPlane {
         self.detached(py, |plane| plane.set_active_pairs(count))
     }
 
-    fn transmit(&self, py: Python<'_>, frame: &[u8]) -> PyResult<()> {
+    fn transmit(&self, py: Python<'_>, frame: &[u8]) -> PyResult<bool> {
         self.detached(py, |plane| plane.transmit(frame))
     }
 

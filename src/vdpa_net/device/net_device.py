@@ -120,6 +120,10 @@ class NetDevice(Pacing, Closing):
             self.violations,
             self.reset,
         )
+        self._windows: dict[int, tuple[Window, int]] = {
+            **{index: (bar, bar.size) for index, bar in self._bars.items()},
+            pci.CONFIG_REGION: (self._config, pci.CONFIG_SPACE_SIZE),
+        }
         self._monitor = Monitor(self._on_signal)
         self._monitor.watch(_PLANE, self._plane.event_fd())
         self._monitor.watch(_PAGE_REQUESTS, self._page_requests.event_fd)
@@ -142,10 +146,8 @@ class NetDevice(Pacing, Closing):
 
     def region_info(self, index: int) -> RegionInfo | None:
         """The region with this VFIO index (0 to 5: BARs, 7: configuration space); None if there is none."""
-        if index == pci.CONFIG_REGION:
-            return RegionInfo(pci.CONFIG_SPACE_SIZE)
-        bar = self._bars.get(index)
-        return None if bar is None else RegionInfo(bar.size)
+        found = self._windows.get(index)
+        return None if found is None else RegionInfo(found[1])
 
     def region_read(self, index: int, offset: int, count: int) -> bytes:
         """`count` bytes of a region; 1, 2, 4 and 8 are single accesses. Raises AccessError outside of it."""
@@ -350,13 +352,13 @@ class NetDevice(Pacing, Closing):
 
         Raises AccessError outside of the region, StateError after close.
         """
-        info = self.region_info(index)
-        if info is None or offset < 0 or count < 0 or offset + count > info.size:
-            size = "no such region" if info is None else f"it has {info.size:#x} bytes"
+        found = self._windows.get(index)
+        if found is None or offset < 0 or count < 0 or offset + count > found[1]:
+            size = "no such region" if found is None else f"it has {found[1]:#x} bytes"
             raise AccessError(f"access of {count} bytes at {offset:#x} of region {index}: {size}")
         if self._closed:
             raise StateError("the device is closed")
-        return self._config if index == pci.CONFIG_REGION else self._bars[index]
+        return found[0]
 
     def _install_packet_hook(self, callback: NativeHook | None) -> None:
         self._plane.set_packet_hook(callback)

@@ -285,9 +285,9 @@ class VirtioNet:
             self.config.announce = True
             self._config_interrupt()
 
-    def _transmit(self, frame: bytes) -> None:
+    def _transmit(self, frame: bytes) -> bool:
         # A method of the plane's own would hold it after the plane is closed.
-        self._plane.transmit(frame)
+        return self._plane.transmit(frame)
 
     def _announced(self, count: int, error: Exception | None) -> None:
         info: dict[str, object] = {"count": count}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The vDPA driver: drives a device through its registers only, in the order that docs/lm-registers.md gives.
 
-start:    reset, ACKNOWLEDGE, DRIVER, features, FEATURES_OK; logging, where it is to be on; per queue its
-          addresses, size, MSI-X vector, LM_RING_STATE and queue_enable = 1; DRIVER_OK
+start:    reset, unless it is reset; ACKNOWLEDGE, DRIVER, features, FEATURES_OK; logging, where it is wanted;
+          per queue its addresses, size, MSI-X vector, LM_RING_STATE and queue_enable = 1; DRIVER_OK
 logging:  map the log, BASE, END, LM_LOGGING_CTRL = 1, read back; off: 0, read back, unmap
 stop:     per queue: queue_enable = 0, read until 0, LM_RING_STATE; after the last one: logging off, reset
 """
@@ -57,6 +57,7 @@ class VdpaDriver:
         self._running: _Running | None = None
         self._records: dict[int, QueueRecord] = {}
         self._record_lock = threading.Lock()
+        self._notify_offs: dict[int, int] = {}
         self._enable_bus_mastering()
         self.reset()
         self.device_features = self._read_features()
@@ -127,7 +128,9 @@ class VdpaDriver:
         """Start the device with these queues, logging first if there is a log."""
         if self._running is not None:
             raise StateError("the driver runs its device already")
-        self.reset()
+        # A migrated guest stands still, and a reset takes as long as the rest. Status 0: the last one holds.
+        if self._status() != 0:
+            self.reset()
         self._running = _Running(features)
         try:
             self._negotiate(features)
@@ -136,7 +139,7 @@ class VdpaDriver:
             self._enable_pairs({setup.index // 2 for setup in queues})
             for setup in queues:
                 self.start_queue(setup)
-            self._add_status(Status.DRIVER_OK)
+            self._write_status(self._status() | Status.DRIVER_OK)
         except BaseException:
             self.abandon()
             raise
@@ -259,13 +262,13 @@ class VdpaDriver:
                 f"queue {queue} needs MSI-X vector {vector}, the device has {self._function.num_vectors}"
             )
         self.handle.set_irqs(vector, [fd])
+        # A front end gives this long before it starts a ring, which then need not ask.
+        self._notify_off(queue)
 
     def bind_kick(self, queue: int, fd: int | None) -> None:
         """Let this eventfd ring the queue's doorbell."""
         notify = self._function.notify
-        self._select(queue)
-        notify_off = self._read(COMMON_CFG, self._function.common, "queue_notify_off")
-        offset = notify_off * self._function.notify_off_multiplier
+        offset = self._notify_off(queue) * self._function.notify_off_multiplier
         if offset + 2 > notify.length:
             raise ProtocolError(
                 f"doorbell of queue {queue} at {offset:#x}, notify has {notify.length:#x} bytes"
@@ -296,15 +299,15 @@ class VdpaDriver:
         return features
 
     def _negotiate(self, features: int) -> None:
-        self._add_status(Status.ACKNOWLEDGE)
-        self._add_status(Status.DRIVER)
+        self._write_status(Status.ACKNOWLEDGE)
+        self._write_status(Status.ACKNOWLEDGE | Status.DRIVER)
         self._write(COMMON_CFG, self._function.common, "config_msix_vector", CONFIG_VECTOR)
         features |= self._multiqueue_features()
         for half in (0, 1):
             self._write(COMMON_CFG, self._function.common, "driver_feature_select", half)
             word = features >> 32 * half & 0xFFFF_FFFF
             self._write(COMMON_CFG, self._function.common, "driver_feature", word)
-        self._add_status(Status.FEATURES_OK)
+        self._write_status(Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK)
         status = self._status()
         if not status & Status.FEATURES_OK:
             raise ProtocolError(
@@ -355,14 +358,20 @@ class VdpaDriver:
             return bytes(register.width)
         return self.handle.read(window.region, window.offset + register.offset, register.width)
 
+    def _notify_off(self, queue: int) -> int:
+        if queue not in self._notify_offs:
+            self._select(queue)
+            self._notify_offs[queue] = self._read(COMMON_CFG, self._function.common, "queue_notify_off")
+        return self._notify_offs[queue]
+
     def _select(self, queue: int) -> None:
         self._write(COMMON_CFG, self._function.common, "queue_select", queue)
 
     def _status(self) -> int:
         return self._read(COMMON_CFG, self._function.common, "device_status")
 
-    def _add_status(self, bit: Status) -> None:
-        self._write(COMMON_CFG, self._function.common, "device_status", self._status() | int(bit))
+    def _write_status(self, status: int) -> None:
+        self._write(COMMON_CFG, self._function.common, "device_status", status)
 
     def _write_lm_address(self, name: str, value: int) -> None:
         self._write_lm(f"{name}_LOW", value & 0xFFFF_FFFF)

@@ -254,6 +254,8 @@ class VhostBackend:
     def set_vring_call(self, index: int, fd: int | None) -> None:
         """The guest's interrupt."""
         with self._lock:
+            # QEMU gives these when it begins, also where it waits for a guest: threads start now, not then.
+            self._take_config_interrupt()
             self._rings.set_call(index, fd)
 
     def set_vring_err(self, index: int, fd: int | None) -> None:
@@ -342,8 +344,10 @@ class VhostBackend:
         return self._features & ~_OWN_FEATURES | self._driver.device_features & _ACCESS_PLATFORM
 
     def _on_start(self) -> None:
-        """The device is about to start: its configuration interrupt is ours to take."""
         self._has_run = True
+        self._take_config_interrupt()
+
+    def _take_config_interrupt(self) -> None:
         if self._config_interrupt is None:
             self._config_interrupt = ConfigInterrupt(self._driver.handle, self._configuration_changed)
 

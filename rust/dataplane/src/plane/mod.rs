@@ -316,10 +316,11 @@ impl DataPlane {
         }
     }
 
-    /// Send one frame, without a virtio-net header, through the first port.
+    /// Send one frame, without a virtio-net header, through the first port, without waiting; false if it has no
+    /// room now.
     ///
     /// Errors: the back end does not take it.
-    pub fn transmit(&self, frame: &[u8]) -> Result<()> {
+    pub fn transmit(&self, frame: &[u8]) -> Result<bool> {
         match self.pairs.first() {
             Some(pair) => pair.send_frame(frame),
             None => Err(Error::State("the device has no queue pair".into())),

@@ -255,8 +255,8 @@ impl Pair {
         Ok(())
     }
 
-    /// Send a frame that no driver sent.
-    pub(crate) fn send_frame(&self, frame: &[u8]) -> Result<()> {
+    /// Send a frame that no driver sent; false if the port has no room now.
+    pub(crate) fn send_frame(&self, frame: &[u8]) -> Result<bool> {
         if frame.is_empty() || frame.len() > MAX_FRAME_BYTES {
             return Err(Error::Backend {
                 errno: libc::EMSGSIZE,
@@ -268,15 +268,14 @@ impl Pair {
         }
         let mut packet = vec![0; HEADER_BYTES];
         packet.extend_from_slice(frame);
-        let mut sent = self.port.send_bytes(&packet);
-        if sent == Sent::Blocked && self.events.wait_writable(&self.port, DRAIN_TIMEOUT) {
-            sent = self.port.send_bytes(&packet);
+        let sent = self.port.send_bytes(&packet);
+        if sent == Sent::Blocked {
+            return Ok(false);
         }
         count_own(&self.tx, sent, frame.len());
         let errno = match sent {
-            Sent::Done => return Ok(()),
-            Sent::Blocked => libc::EAGAIN,
             Sent::Refused { errno, .. } => errno,
+            Sent::Done | Sent::Blocked => return Ok(true),
         };
         Err(Error::Backend {
             errno,
