@@ -164,7 +164,7 @@ impl Device {
             Operation::Kicks { on: true } => drop(ring.enable_kicks(&memory)?),
             Operation::Kicks { on: false } => ring.disable_kicks(&memory)?,
             Operation::Available => {
-                let offered = ring.available(&memory)?;
+                let offered = ring.available(&memory, u16::MAX)?;
                 // The two may differ: a driver can take back what it had offered.
                 ring.has_available(&memory)?;
                 assert!(offered <= ring.size(), "{offered} of {}", ring.size());

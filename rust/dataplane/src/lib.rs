@@ -15,6 +15,7 @@ pub mod net;
 mod os;
 pub mod plane;
 pub mod relay;
+mod requests;
 pub mod ring;
 pub mod violation;
 pub mod worker;

@@ -6,6 +6,7 @@ mod loopback;
 mod null;
 mod pcapng;
 mod recorder;
+mod slots;
 mod source;
 mod steering;
 mod tap;
@@ -22,6 +23,8 @@ use recorder::RecordedPort;
 use source::{Offer, SourceTurn};
 use steering::Steering;
 pub(crate) use tap::TapPort;
+
+pub(crate) use slots::{Slots, LONG_BYTES, SLOTS};
 
 pub use recorder::Recorder;
 pub use source::SourceConfig;
@@ -361,12 +364,14 @@ impl Receiver<'_> {
         }
     }
 
-    /// Take the next packet into `buffer`; one that is longer comes cut to its size.
-    pub(crate) fn receive(&mut self, buffer: &mut [u8]) -> Received {
+    /// Take up to `limit` packets into `slots`, which are empty. What ended it before that, if something did. Only a port
+    /// that makes a system call for each packet gives several.
+    pub(crate) fn read_ahead(&mut self, slots: &mut Slots, limit: usize) -> Option<Received> {
         match self {
-            Self::Source(source) => source.receive(buffer),
-            Self::Loopback(lane) => lane.receive(buffer),
-            Self::Port(port) => port.receive(buffer),
+            Self::Port(Port::Tap(port)) => port.read_ahead(slots, limit),
+            Self::Port(port) => slots.receive_one(|slot| port.receive(slot)),
+            Self::Loopback(lane) => slots.receive_one(|slot| lane.receive(slot)),
+            Self::Source(source) => slots.receive_one(|slot| source.receive(slot)),
         }
     }
 }

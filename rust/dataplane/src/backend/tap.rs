@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use parking_lot::{Mutex, MutexGuard};
 
+use super::slots::{self, received, Slots};
 use super::{Received, Sent};
 use crate::counters::Drop;
 use crate::error::{Error, Result};
@@ -106,34 +107,12 @@ impl TapPort {
     }
 
     pub(super) fn receive(&self, buffer: &mut [u8]) -> Received {
-        loop {
-            // SAFETY: the pointer and the length are those of a live, exclusively borrowed slice.
-            let read = unsafe {
-                libc::syscall(
-                    libc::SYS_read,
-                    self.fd.as_raw_fd(),
-                    buffer.as_mut_ptr(),
-                    buffer.len(),
-                )
-            };
-            let read = usize::try_from(read).map_err(|_| io::Error::last_os_error());
-            if let Some(received) = received(read) {
-                return received;
-            }
-        }
+        slots::read(self.fd.as_fd(), buffer)
     }
-}
 
-/// What the result of a read means; None: read again.
-fn received(read: io::Result<usize>) -> Option<Received> {
-    match read {
-        Ok(0) => Some(Received::Failed(libc::ENODEV)),
-        Ok(len) => Some(Received::Packet(len)),
-        Err(error) => match error.kind() {
-            io::ErrorKind::Interrupted => None,
-            io::ErrorKind::WouldBlock => Some(Received::Empty),
-            _ => Some(Received::Failed(error.raw_os_error().unwrap_or(libc::EIO))),
-        },
+    /// Read up to `limit` packets ahead. What ended it before that, if something did.
+    pub(super) fn read_ahead(&self, slots: &mut Slots, limit: usize) -> Option<Received> {
+        slots.read(self.fd.as_fd(), limit)
     }
 }
 

@@ -131,8 +131,8 @@ impl From<Error> for RingFault {
 pub trait Ring: Send + std::fmt::Debug {
     /// Whether the driver offers a chain beyond those that were popped.
     fn has_available(&mut self, memory: &Memory<'_>) -> RingResult<bool>;
-    /// How many chains it offers. In a packed ring that is found out by counting.
-    fn available(&mut self, memory: &Memory<'_>) -> RingResult<u16>;
+    /// How many chains it offers, counted up to `limit`. In a packed ring each has to be looked at.
+    fn available(&mut self, memory: &Memory<'_>, limit: u16) -> RingResult<u16>;
     /// Take the next chain into `chain`; false: there is none. After a fault the chain counts as not taken.
     fn pop(&mut self, memory: &Memory<'_>, chain: &mut Chain) -> RingResult<bool>;
     /// Take the next [`LINE_CHAINS`] chains, as [`Ring::pop`] would one by one, if each of them is one buffer and the format

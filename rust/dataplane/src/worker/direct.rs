@@ -6,9 +6,10 @@
 //! driver offers enough. Chains that turn out not to be needed are handed back. Where something was written to them by
 //! then, because nobody wants the packet, that is marked as every store is.
 
+use super::inbox::Inbox;
 use super::offered::Lined;
-use super::receive::{Batch, Delivery, Ended, Inbox};
-use crate::backend::Received;
+use super::receive::{Batch, Delivery, Ended};
+use crate::backend::{Received, LONG_BYTES};
 use crate::counters::Drop;
 use crate::filter::FILTERED_BYTES;
 use crate::net;
@@ -28,14 +29,11 @@ pub(super) enum Direct {
     Nothing(Ended),
 }
 
-/// From this length on a packet is worth it: a list of two places to read to costs the kernel more than we pay for a
-/// copy of a shorter one.
-const WORTHWHILE_BYTES: u64 = 4096;
-
 impl Inbox {
-    /// Whether the next packet should go straight to the driver.
+    /// Whether the next packet should go straight to the driver: a list of two places to read to costs the kernel more than
+    /// we pay for a copy of a shorter one.
     pub(super) fn goes_direct(&self) -> bool {
-        self.expected >= WORTHWHILE_BYTES && self.is_direct && self.pending.is_none()
+        self.expected >= LONG_BYTES as u64 && self.is_direct && self.is_empty()
     }
 }
 
@@ -58,7 +56,7 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
             return Ok(Direct::NotThisWay);
         }
         let inbox = &mut *self.inbox;
-        let (ranges, spill) = (&inbox.ranges, &mut inbox.buffer);
+        let (ranges, spill) = (&inbox.ranges, inbox.ahead.first());
         match self.port.receive_into(self.memory, ranges, spill)? {
             Received::Empty => Ok(Direct::Nothing(Ended::NoPackets)),
             Received::Packet(len) => self.place(len),
@@ -143,11 +141,11 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
     }
 
     /// Whether somebody wants the packet.
-    fn check(&self, len: usize) -> RingResult<Result<(), Drop>> {
+    fn check(&mut self, len: usize) -> RingResult<Result<(), Drop>> {
         if let Err(reason) = net::check_length(len as u64) {
             return Ok(Err(reason));
         }
-        let inbox = &*self.inbox;
+        let inbox = &mut *self.inbox;
         if inbox.filter.passes_all() {
             return Ok(Ok(()));
         }
@@ -155,7 +153,7 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
         let head = &mut head[..len.min(FILTERED_BYTES)];
         let placed = self.memory.read_ranges(&inbox.ranges, head)?;
         let spilt = head.len() - placed;
-        head[placed..].copy_from_slice(&inbox.buffer[..spilt]);
+        head[placed..].copy_from_slice(&inbox.ahead.first()[..spilt]);
         Ok(inbox.filter.check_head(head, len))
     }
 
@@ -169,8 +167,8 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
     /// A packet with flags, for a driver that knows none: it is taken back, completed, and goes the other way.
     fn complete_checksum(&mut self, len: usize) -> RingResult<Direct> {
         self.keep(len, self.inbox.room.min(len as u64))?;
-        if let Err(reason) = net::complete(&mut self.inbox.buffer[..len]) {
-            self.inbox.clear();
+        if let Err(reason) = net::complete(&mut self.inbox.ahead.first()[..len]) {
+            self.inbox.remove();
             return Ok(self.drop_packet(reason));
         }
         Ok(Direct::NotThisWay)
@@ -181,7 +179,7 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
         let (room, ranges) = (self.inbox.room as usize, self.inbox.ranges.len());
         let collected = self.collect(len as u64)?;
         if matches!(collected, Delivery::Done) {
-            let spilt = &self.inbox.buffer[..len - room];
+            let spilt = &self.inbox.ahead.first()[..len - room];
             self.memory.scatter(&self.inbox.ranges[ranges..], spilt)?;
         }
         Ok(collected)
@@ -191,10 +189,11 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
     fn keep(&mut self, len: usize, placed: u64) -> RingResult<()> {
         let inbox = &mut *self.inbox;
         let placed = placed as usize;
-        inbox.buffer.copy_within(..len - placed, placed);
+        let slot = inbox.ahead.first();
+        slot.copy_within(..len - placed, placed);
         self.memory
-            .read_ranges(&inbox.ranges, &mut inbox.buffer[..placed])?;
-        inbox.pending = Some(len);
+            .read_ranges(&inbox.ranges, &mut slot[..placed])?;
+        inbox.keep(len);
         Ok(())
     }
 

@@ -99,7 +99,7 @@ impl Pair {
     /// None: the transmit queue does not run, or is broken.
     fn available(&self, state: &mut State) -> Option<u16> {
         self.look(&mut state.tx, &self.tx, |ring, memory| {
-            ring.available(memory)
+            ring.available(memory, u16::MAX)
         })
     }
 

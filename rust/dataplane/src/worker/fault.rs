@@ -160,11 +160,11 @@ impl Ring for FaultyRing {
         Ok(!self.is_deaf(memory)? && self.ring.has_available(memory)?)
     }
 
-    fn available(&mut self, memory: &Memory<'_>) -> RingResult<u16> {
+    fn available(&mut self, memory: &Memory<'_>, limit: u16) -> RingResult<u16> {
         if self.is_deaf(memory)? {
             return Ok(0);
         }
-        self.ring.available(memory)
+        self.ring.available(memory, limit)
     }
 
     fn pop(&mut self, memory: &Memory<'_>, chain: &mut Chain) -> RingResult<bool> {

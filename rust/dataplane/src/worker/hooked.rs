@@ -13,8 +13,9 @@ use std::time::Instant;
 use parking_lot::MutexGuard;
 
 use super::coalesce::Done;
+use super::inbox::Replaced;
 use super::pair::{Pair, State, DRAIN_TIMEOUT};
-use super::receive::{Batch, Ended, Fetched, Replaced};
+use super::receive::{Batch, Ended, Fetched};
 use crate::backend::Sent;
 use crate::counters::{BatchCounters, Drop as DropReason};
 use crate::net::{self, HEADER_BYTES};
@@ -255,8 +256,9 @@ impl Pair {
                 is_mergeable: false,
                 port: self.port.receiver(),
                 counters: BatchCounters::default(),
+                port_ended: None,
             };
-            batch.fetch()
+            batch.fetch(1)
         })
     }
 

@@ -9,6 +9,7 @@ mod drain;
 mod events;
 mod fault;
 mod hooked;
+mod inbox;
 mod offered;
 mod pace;
 mod pair;

@@ -3,7 +3,8 @@
 //! taken makes it go to the driver with one copy.
 
 use super::direct::Direct;
-use super::receive::{Batch, Ended, Inbox};
+use super::inbox::Inbox;
+use super::receive::{Batch, Ended};
 use crate::counters::Drop;
 use crate::memory::Range;
 use crate::net::{self, HEADER_BYTES};

@@ -1,22 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The receive side of a pair: packets to chains.
 //!
-//! One packet is read ahead of the ring into a buffer of the pair, because only then is its size known. It stays
-//! there until the driver offers enough buffers, over a stop too; only a flush of the back end drops it. While packets
-//! are long they go straight into the driver's buffers ([`super::direct`]).
-
-use std::sync::Arc;
+//! Packets are read ahead of the ring into memory of the pair ([`crate::backend::Slots`]), because only then is their size
+//! known: not more than the driver offers chains. They stay there until it offers enough buffers, over a stop too; only a
+//! flush of the back end drops them. While packets are long they go straight into the driver's buffers
+//! ([`super::direct`]).
 
 use super::direct::Direct;
+use super::inbox::Inbox;
 use super::pair::{Pair, Side};
-use crate::backend::{Received, Receiver};
+use crate::backend::{Received, Receiver, SLOTS};
 use crate::counters::{BatchCounters, Drop};
-use crate::filter::ReceiveFilter;
-use crate::memory::{Memory, Range};
-use crate::net::{self, HEADER_BYTES, MAX_PACKET_BYTES};
-use crate::ring::{
-    with_ring, Chain, Line, Ring, RingResult, Taken, F_GUEST_CSUM, F_MRG_RXBUF, LINE_CHAINS,
-};
+use crate::memory::Memory;
+use crate::net::{self, HEADER_BYTES};
+use crate::ring::{with_ring, Chain, Ring, RingResult, F_MRG_RXBUF, LINE_CHAINS};
 
 /// Why a batch ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,117 +40,6 @@ pub(crate) struct ReceivedBatch {
     pub(crate) packets: u16,
     /// Why it ended.
     pub(crate) ended: Ended,
-}
-
-/// The packet that was read ahead, and the working lists of a delivery.
-#[derive(Debug)]
-pub(crate) struct Inbox {
-    pub(super) buffer: Vec<u8>,
-    pub(super) pending: Option<usize>,
-    /// The chains that were taken, and their lengths.
-    pub(super) used: Vec<(Taken, u64)>,
-    pub(super) ranges: Vec<Range>,
-    /// Chains that were taken at once.
-    pub(super) line: Line,
-    /// Bytes of all chains that were taken.
-    pub(super) room: u64,
-    pub(super) filter: Arc<ReceiveFilter>,
-    /// Whether the driver wants checksums that are there.
-    pub(super) completes_checksums: bool,
-    /// Whether packets may go straight to the driver.
-    pub(super) is_direct: bool,
-    /// Bytes of the last packet.
-    pub(super) expected: u64,
-    /// Whether a packet hook has seen the packet.
-    pub(super) is_hooked: bool,
-    /// Changes when the packet goes away.
-    epoch: u64,
-}
-
-impl Inbox {
-    pub(super) fn new() -> Self {
-        Self {
-            // One byte more than a packet can have: a longer one shows.
-            buffer: vec![0; MAX_PACKET_BYTES + 1],
-            pending: None,
-            used: Vec::new(),
-            ranges: Vec::new(),
-            line: Line::default(),
-            room: 0,
-            filter: Arc::default(),
-            completes_checksums: false,
-            is_direct: true,
-            expected: 0,
-            is_hooked: false,
-            epoch: 0,
-        }
-    }
-
-    pub(super) fn is_empty(&self) -> bool {
-        self.pending.is_none()
-    }
-
-    /// For a driver that negotiated `features`.
-    pub(super) fn set_features(&mut self, features: u64) {
-        self.completes_checksums = features & F_GUEST_CSUM == 0;
-        self.is_direct = true;
-    }
-
-    /// No chain is taken.
-    pub(super) fn begin(&mut self) {
-        self.used.clear();
-        self.ranges.clear();
-        self.room = 0;
-    }
-
-    /// This chain was taken.
-    pub(super) fn add(&mut self, chain: &Chain) {
-        self.ranges.extend_from_slice(&chain.writable);
-        self.used.push((chain.taken, chain.writable_len));
-        self.room += chain.writable_len;
-    }
-
-    /// From the next packet on. One that was read ahead came while the old filter held.
-    pub(super) fn set_filter(&mut self, filter: Arc<ReceiveFilter>) {
-        self.filter = filter;
-    }
-
-    /// Drop the packet that was read ahead; how many that were.
-    pub(super) fn clear(&mut self) -> u64 {
-        self.epoch += 1;
-        self.is_hooked = false;
-        u64::from(self.pending.take().is_some())
-    }
-
-    /// The packet, for a hook, and what [`Self::replace`] wants to know again.
-    pub(super) fn copy(&self) -> (u64, Vec<u8>) {
-        let len = self.pending.unwrap_or(0);
-        (self.epoch, self.buffer[..len].to_vec())
-    }
-
-    /// Put what a hook has made of the packet in its place; None: it dropped it.
-    pub(super) fn replace(&mut self, epoch: u64, packet: Option<&[u8]>) -> Replaced {
-        if epoch != self.epoch {
-            return Replaced::Gone;
-        }
-        let Some(packet) = packet else {
-            self.clear();
-            return Replaced::Dropped;
-        };
-        self.buffer[..packet.len()].copy_from_slice(packet);
-        self.pending = Some(packet.len());
-        self.is_hooked = true;
-        Replaced::Kept
-    }
-}
-
-/// What became of a packet that a hook has looked at.
-pub(super) enum Replaced {
-    /// It waits for buffers.
-    Kept,
-    Dropped,
-    /// It was flushed, and counted, while the hook looked at it.
-    Gone,
 }
 
 pub(super) enum Fetched {
@@ -193,7 +79,10 @@ impl Pair {
             with_ring!(ring, ring => {
                 let memory = &memory;
                 let (port, counters) = (self.port.receiver(), BatchCounters::default());
-                Batch { pair: self, memory, ring, chain, inbox, is_mergeable, port, counters }.run(budget)
+                let batch = Batch {
+                    pair: self, memory, ring, chain, inbox, is_mergeable, port, counters, port_ended: None
+                };
+                batch.run(budget)
             })
         });
         match result {
@@ -227,6 +116,8 @@ pub(super) struct Batch<'a, 'm, R: Ring + ?Sized> {
     pub(super) is_mergeable: bool,
     pub(super) port: Receiver<'a>,
     pub(super) counters: BatchCounters,
+    /// Why the back end has given no more, in this batch.
+    pub(super) port_ended: Option<Ended>,
 }
 
 impl<R: Ring + ?Sized> Batch<'_, '_, R> {
@@ -262,7 +153,7 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
                     continue;
                 }
             }
-            match self.fetch()? {
+            match self.fetch(budget - packets)? {
                 Fetched::Ready => {}
                 Fetched::Dropped => {
                     packets += 1;
@@ -275,7 +166,7 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
                 Delivery::TooLong => self.pair.rx.counters.dropped(Drop::TooLong, 1),
                 Delivery::NoBuffers => break Ended::NoBuffers,
             }
-            self.inbox.clear();
+            self.inbox.remove();
             packets += 1;
         };
         Ok(ReceivedBatch { packets, ended })
@@ -300,37 +191,52 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
         }
     }
 
-    /// Make sure that there is a packet in the inbox; otherwise say why not. None is taken from the back end as long
-    /// as the driver offers nothing at all.
-    pub(super) fn fetch(&mut self) -> RingResult<Fetched> {
-        if self.inbox.pending.is_some() {
+    /// Make sure that there is a packet in the inbox that is wanted; otherwise say why not. At most `limit` are taken
+    /// from the back end, and none as long as the driver offers nothing at all.
+    pub(super) fn fetch(&mut self, limit: u16) -> RingResult<Fetched> {
+        if self.inbox.pending().is_some() {
             return Ok(Fetched::Ready);
         }
-        if !self.ring.has_available(self.memory)? {
-            return Ok(Fetched::Nothing(Ended::NoBuffers));
+        if self.inbox.is_empty() {
+            if let Some(ended) = self.read_ahead(limit)? {
+                return Ok(Fetched::Nothing(ended));
+            }
         }
-        let len = match self.port.receive(&mut self.inbox.buffer) {
-            Received::Empty => return Ok(Fetched::Nothing(Ended::NoPackets)),
-            Received::Failed(errno) => return Ok(Fetched::Nothing(Ended::BackendGone { errno })),
-            Received::Packet(len) => len,
-        };
-        let packet = &mut self.inbox.buffer[..len];
+        let len = self.inbox.ahead.first_len().unwrap_or(0);
+        let packet = &mut self.inbox.ahead.first()[..len];
         let mut wanted =
             net::check_length(len as u64).and_then(|()| self.inbox.filter.check(packet));
         if self.inbox.completes_checksums && wanted.is_ok() {
             wanted = net::complete(packet);
         }
         if let Err(reason) = wanted {
+            self.inbox.remove();
             self.pair.rx.counters.dropped(reason, 1);
             return Ok(Fetched::Dropped);
         }
-        self.inbox.pending = Some(len);
+        self.inbox.is_wanted = true;
         Ok(Fetched::Ready)
+    }
+
+    /// Fill the inbox, which is empty. None: there is something in it.
+    fn read_ahead(&mut self, limit: u16) -> RingResult<Option<Ended>> {
+        let offered = self.ring.available(self.memory, limit.min(SLOTS as u16))?;
+        if offered == 0 {
+            return Ok(Some(Ended::NoBuffers));
+        }
+        if self.port_ended.is_none() {
+            let ended = self.port.read_ahead(&mut self.inbox.ahead, offered.into());
+            self.port_ended = ended.map(|received| match received {
+                Received::Failed(errno) => Ended::BackendGone { errno },
+                _ => Ended::NoPackets,
+            });
+        }
+        Ok(self.port_ended.filter(|_| self.inbox.is_empty()))
     }
 
     /// Put the packet of the inbox into as many chains as it needs.
     fn deliver(&mut self) -> RingResult<Delivery> {
-        let len = self.inbox.pending.unwrap_or(0);
+        let len = self.inbox.pending().unwrap_or(0);
         self.inbox.expected = len as u64;
         self.inbox.begin();
         let result = match self.collect(len as u64) {
@@ -369,7 +275,7 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
 
     /// Write the packet, all of it or nothing.
     fn write(&mut self, len: usize) -> RingResult<()> {
-        let packet = &mut self.inbox.buffer[..len];
+        let packet = &mut self.inbox.ahead.first()[..len];
         net::set_num_buffers(packet, self.inbox.used.len() as u16);
         self.memory.scatter(&self.inbox.ranges, packet)?;
         self.ring.disable_kicks(self.memory)

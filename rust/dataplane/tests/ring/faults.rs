@@ -279,7 +279,7 @@ proptest! {
         let slots: u32 = taken.iter().map(|taken| u32::from(taken.slots)).sum();
         prop_assert!(slots <= u32::from(size));
         let memory = guest.space.lock();
-        let _ = ring.available(&memory);
+        let _ = ring.available(&memory, u16::MAX);
         let _ = ring.enable_kicks(&memory);
         for taken in taken {
             ring.push_used(&memory, taken, 1).expect("the ring is mapped");

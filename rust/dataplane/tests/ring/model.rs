@@ -305,7 +305,7 @@ impl Rig {
         assert_eq!(self.ring.state(), state);
         let offered = model.offered.len();
         assert_eq!(self.ring.has_available(&memory), Ok(offered > 0));
-        assert_eq!(self.ring.available(&memory), Ok(offered as u16));
+        assert_eq!(self.ring.available(&memory, u16::MAX), Ok(offered as u16));
     }
 }
 

@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Packets from guest memory to a file descriptor, several in one system call.
 //!
-//! io_uring starts the requests of a call one after the other, in the order in which they were queued. Each of them says
-//! that it must not wait (that the descriptor does not block is not enough): one that would have to fails with EAGAIN, and
-//! all are over when the call returns. What that saves is more than the way into the kernel: in a process of several
-//! threads each system call counts the references to the file, as an atomic.
+//! By io_uring ([`crate::requests`]) where there are enough of them, by a system call each where there are few.
 
 #[cfg(test)]
 mod tests;
@@ -12,12 +9,13 @@ mod tests;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use io_uring::{opcode, types, IoUring, Probe};
+use io_uring::{opcode, types, IoUring};
 
 use super::access::Memory;
 use super::io::{append, to_result, write_iovecs, IOV_MAX};
 use super::Range;
 use crate::error::Result;
+use crate::requests::{complete, new_ring};
 
 /// Packets of a burst, at most.
 pub(crate) const BURST_PACKETS: usize = 64;
@@ -198,14 +196,7 @@ impl Burst<'_, '_> {
 }
 
 fn make_ring() -> io::Result<IoUring> {
-    let ring = IoUring::new(BURST_PACKETS as u32)?;
-    let mut probe = Probe::new();
-    ring.submitter().register_probe(&mut probe)?;
-    if probe.is_supported(opcode::Write::CODE) && probe.is_supported(opcode::Writev::CODE) {
-        Ok(ring)
-    } else {
-        Err(io::ErrorKind::Unsupported.into())
-    }
+    new_ring(BURST_PACKETS, &[opcode::Write::CODE, opcode::Writev::CODE])
 }
 
 fn entry_of(fd: i32, pieces: &[libc::iovec]) -> io_uring::squeue::Entry {
@@ -221,31 +212,6 @@ fn entry_of(fd: i32, pieces: &[libc::iovec]) -> io_uring::squeue::Entry {
             write.rw_flags(libc::RWF_NOWAIT).build()
         }
     }
-}
-
-/// Hand in what is queued, and wait until nothing is under way. False: the ring took only a part of it, and is not good
-/// for anything any more; the results of the rest stay as they are.
-fn complete(ring: &mut IoUring, results: &mut [isize]) -> bool {
-    let mut left = results.len();
-    while left > 0 {
-        let entered = ring.submit_and_wait(left);
-        for entry in ring.completion() {
-            if let Some(result) = results.get_mut(entry.user_data() as usize) {
-                *result = entry.result() as isize;
-                left -= 1;
-            }
-        }
-        match entered {
-            Err(error) if error.kind() != io::ErrorKind::Interrupted => {
-                let not_taken = ring.submission().len();
-                if not_taken == left {
-                    return false;
-                }
-            }
-            _ => {}
-        }
-    }
-    true
 }
 
 fn to_result_of(result: isize) -> io::Result<usize> {

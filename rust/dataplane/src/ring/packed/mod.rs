@@ -201,13 +201,13 @@ impl Ring for PackedQueue {
         Ok(self.known > 0 || self.is_available_at(memory, self.avail)?)
     }
 
-    fn available(&mut self, memory: &Memory<'_>) -> RingResult<u16> {
+    fn available(&mut self, memory: &Memory<'_>, limit: u16) -> RingResult<u16> {
         let mut chains = 0;
         let mut begins = true;
         let mut position = self.avail;
         for _ in 0..self.size - self.in_flight {
             let flags = self.load_flags(memory, position)?;
-            if !is_available(flags, position) {
+            if chains == limit || !is_available(flags, position) {
                 break;
             }
             chains += u16::from(begins);

@@ -205,8 +205,12 @@ impl Ring for SplitQueue {
         Ok(self.last_avail_idx != self.avail_idx || self.load_avail_idx(memory)? > 0)
     }
 
-    fn available(&mut self, memory: &Memory<'_>) -> RingResult<u16> {
-        self.load_avail_idx(memory)
+    fn available(&mut self, memory: &Memory<'_>, limit: u16) -> RingResult<u16> {
+        let known = self.avail_idx.wrapping_sub(self.last_avail_idx);
+        if known >= limit {
+            return Ok(limit);
+        }
+        Ok(self.load_avail_idx(memory)?.min(limit))
     }
 
     #[inline]
