@@ -82,9 +82,10 @@ class DmaSpace:
         """While there is an eventfd (duplicated), an access to an address without a map is a request: the
         eventfd is signalled, the queue waits and looks again when a map comes. None: it is a fault again."""
 
-    def take_misses(self) -> list[tuple[int, bool]]:
-        """The requests since the last call: the page's IOVA, and whether it has to be writable. Each is made
-        once, until the page is mapped or the request is retried or refused."""
+    def take_misses(self, most: int = ...) -> list[tuple[int, bool]]:
+        """The requests since the last call, so many at most: the page's IOVA, and whether it has to be
+        writable. Each is made once, until the page is mapped or the request is retried or refused; one that
+        is mapped before it is taken was none."""
 
     def retry_miss(self, iova: int, write: bool) -> None:
         """Nothing came of a request: whoever still needs it shall make it anew."""

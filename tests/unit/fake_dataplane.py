@@ -44,9 +44,13 @@ class FakeSpace:
         self._misses += misses
         os.eventfd_write(self.miss_fd, 1)
 
-    def take_misses(self) -> list[tuple[int, bool]]:
-        taken, self._misses = self._misses, []
+    def take_misses(self, most: int) -> list[tuple[int, bool]]:
+        taken, self._misses = self._misses[:most], self._misses[most:]
         return taken
+
+    def forget_misses(self) -> None:
+        """Their pages have been mapped."""
+        self._misses.clear()
 
     def retry_miss(self, iova: int, write: bool) -> None:
         self.answers.append(("retry", iova, write))

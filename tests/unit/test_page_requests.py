@@ -13,7 +13,7 @@ from fake_dataplane import FakeRig
 from vdpa_net.driver.in_process import InProcessHandle
 from vdpa_net.driver.page_requests import PageRequests
 from vdpa_net.driver.pci_scan import scan
-from vdpa_net.wire.page_requests import PAGE_REQUESTS
+from vdpa_net.wire.page_requests import PAGE_REQUESTS, VALID
 
 VECTOR = 3
 PATIENCE_MS = 10_000
@@ -55,6 +55,17 @@ def test_request_comes_with_the_vector_and_is_read_once(rig: FakeRig) -> None:
     assert await_signal(event)
     assert requests.take_misses() == [(0x1234_5678_9000, True), (0x7000, False)]
     assert requests.take_misses() == []
+    os.close(event)
+
+
+def test_request_that_waits_is_told_of_only_while_its_page_is_missing(rig: FakeRig) -> None:
+    requests = driver(rig)
+    event = os.eventfd(0, os.EFD_NONBLOCK)
+    requests.watch_misses(event)
+    rig.space.miss((0x1000, True), (0x7000, False))
+    assert register(rig, "PRQ_REQUEST_LOW") & VALID
+    rig.space.forget_misses()
+    assert register(rig, "PRQ_REQUEST_LOW") == 0
     os.close(event)
 
 

@@ -174,8 +174,9 @@ impl DmaSpace {
         Ok(())
     }
 
-    fn take_misses(&self, py: Python<'_>) -> Vec<(u64, bool)> {
-        let misses = py.detach(|| self.space.take_misses());
+    #[pyo3(signature = (most = usize::MAX))]
+    fn take_misses(&self, py: Python<'_>, most: usize) -> Vec<(u64, bool)> {
+        let misses = py.detach(|| self.space.take_misses(most));
         misses
             .into_iter()
             .map(|miss| (miss.iova, miss.write))

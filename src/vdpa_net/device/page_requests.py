@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from typing import TYPE_CHECKING
 
 from vdpa_net.closing import Closing
@@ -31,7 +30,6 @@ class PageRequests(Closing):
         self._violations = violations
         self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._values: dict[str, int] = {}
-        self._requests: deque[tuple[int, bool]] = deque()
         self.reset()
 
     def load(self, register: Register) -> int:
@@ -61,7 +59,6 @@ class PageRequests(Closing):
         """As after a reset of the function: accesses without a map are faults."""
         if self._values.get("PRQ_CTRL"):
             self._space.watch_misses(None)
-        self._requests.clear()
         self._values = {register.name: register.reset for register in PAGE_REQUESTS}
 
     def close(self) -> None:
@@ -73,16 +70,14 @@ class PageRequests(Closing):
             detail = f"expected 0 or {ON}"
             self._violations.record("page_requests", "bad_page_request_ctrl", value, "PRQ_CTRL", detail)
         elif value != self._values["PRQ_CTRL"]:
-            self._requests.clear()
             self._values["PRQ_CTRL"] = value
             self._space.watch_misses(self.event_fd if value else None)
 
     def _take(self) -> None:
-        if not self._requests and self._values["PRQ_CTRL"]:
-            self._requests.extend(self._space.take_misses())
+        # One at a time: those that wait may be mapped by then.
+        requests = self._space.take_misses(1) if self._values["PRQ_CTRL"] else []
         word = 0
-        if self._requests:
-            iova, write = self._requests.popleft()
+        for iova, write in requests:
             word = iova & PAGE_MASK | (WRITE if write else 0) | VALID
         self._values["PRQ_REQUEST_LOW"] = word & 0xFFFF_FFFF
         self._values["PRQ_REQUEST_HIGH"] = word >> 32

@@ -96,11 +96,17 @@ impl Misses {
         true
     }
 
-    pub(super) fn take(&self) -> Vec<Miss> {
+    pub(super) fn take(&self, most: usize) -> Vec<Miss> {
         let mut state = self.state.lock();
-        let taken = std::mem::take(&mut state.pending);
+        let mut taken = Vec::with_capacity(most.min(state.pending.len()));
+        while taken.len() < most {
+            let Some(miss) = state.pending.pop_first() else {
+                break;
+            };
+            taken.push(miss);
+        }
         state.asked.extend(&taken);
-        taken.into_iter().collect()
+        taken
     }
 
     pub(super) fn retry(&self, miss: Miss) {
@@ -116,11 +122,13 @@ impl Misses {
         self.look_again(&state);
     }
 
-    /// [first, last] has been mapped.
+    /// [first, last] has been mapped. Nobody has to ask for it any more: a request that is told of late would be one for
+    /// a page that its driver may have given up again, which an IOMMU reports as a fault of the device.
     pub(super) fn mapped(&self, first: u64, last: u64) {
         if self.is_watched() {
             let mut state = self.state.lock();
             let is_outside = |miss: &Miss| miss.iova < first || miss.iova > last;
+            state.pending.retain(is_outside);
             state.asked.retain(is_outside);
             state.refused.retain(is_outside);
             self.look_again(&state);
@@ -143,9 +151,9 @@ impl DmaSpace {
         self.misses.watch(event.map(own));
     }
 
-    /// Remove and return the requests since the last call.
-    pub fn take_misses(&self) -> Vec<Miss> {
-        self.misses.take()
+    /// Remove and return requests since the last call, so many at most.
+    pub fn take_misses(&self, most: usize) -> Vec<Miss> {
+        self.misses.take(most)
     }
 
     /// A request that was taken has come to nothing: whoever still needs it shall make it anew.
@@ -182,5 +190,44 @@ impl DmaSpace {
     /// Ask for a map. False: it was refused, or nobody watches.
     pub(crate) fn request_map(&self, miss: Miss) -> bool {
         self.misses.request(miss)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FIRST: Miss = Miss {
+        iova: 0x1000,
+        write: true,
+    };
+    const SECOND: Miss = Miss {
+        iova: 0x7000,
+        write: false,
+    };
+
+    fn watched() -> Misses {
+        let misses = Misses::default();
+        misses.watch(Some(EventFd::new(0).unwrap()));
+        assert!(misses.request(FIRST) && misses.request(SECOND));
+        misses
+    }
+
+    #[test]
+    fn a_page_that_was_mapped_meanwhile_is_not_asked_for() {
+        let misses = watched();
+        misses.mapped(0x1000, 0x1fff);
+        assert_eq!(misses.take(usize::MAX), [SECOND]);
+        assert!(misses.request(FIRST));
+        assert_eq!(misses.take(usize::MAX), [FIRST]);
+    }
+
+    #[test]
+    fn requests_are_taken_in_order_and_once() {
+        let misses = watched();
+        assert_eq!(misses.take(1), [FIRST]);
+        assert!(misses.request(FIRST));
+        assert_eq!(misses.take(2), [SECOND]);
+        assert_eq!(misses.take(1), []);
     }
 }
