@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,16 @@ from vdpa_net.bench.contestants import Dpdk
 from vdpa_net.bench.families import TITLES
 from vdpa_net.bench.native import DEVICE_CPU, FRONT_END_CPU, Peers
 from vdpa_net.bench.shapes import BOTH, DIRECTIONS, GSO_BYTES, RX, SMALL, TX, Shape, shapes
-from vdpa_net.bench.tap_limits import READ, READ_RING, READ_WRITE, WRITE, WRITE_RING, Bare
+from vdpa_net.bench.tap_limits import (
+    READ,
+    READ_COMPANY,
+    READ_RING,
+    READ_WRITE,
+    WRITE,
+    WRITE_COMPANY,
+    WRITE_RING,
+    Bare,
+)
 from vdpa_net.bench.taps import DPDK, DPDK_LONG, LOGGING_OFF, ONE_PAIR, OnTap, Taps
 from vdpa_net.bench.testpmd import Testpmd
 from vdpa_net.bench.virtio_user import user_shapes
@@ -28,12 +39,19 @@ class Told(Peers):
     def __init__(self) -> None:
         self.seconds = 0.1
         self.asked: list[tuple[str, dict[str, object]]] = []
+        self.companies = 0
         self.cpus: list[int] = []
 
     def sample(self, command: str, cpu: int = FRONT_END_CPU, /, **options: object) -> dict[str, object]:
         self.asked.append((command, options))
         self.cpus.append(cpu)
         return {"frames_per_s": 2e6}
+
+    @contextmanager
+    def company(self) -> Iterator[None]:
+        self.companies += 1
+        yield
+        self.companies -= 1
 
 
 class Somebody:
@@ -132,6 +150,13 @@ def test_each_case_has_dpdk_and_the_limit_of_its_direction(taps: Taps) -> None:
             assert loop in made[f"tap-{direction}-{size}"].contestants
             assert loop not in made[f"variant-{direction}-64-packed"].contestants
     assert [goal.versus for goal in made["tap-tx-64"].goals] == [DPDK, WRITE]
+    # The smallest frames also beside loops that have a processor that polls, as a device has one.
+    assert {key for key, case in made.items() if {WRITE_COMPANY, READ_COMPANY} & set(case.contestants)} == {
+        "self-company-write",
+        "self-company-read",
+        "tap-tx-64",
+        "tap-rx-64",
+    }
     assert [str(goal) for goal in made["tap-rx-64"].goals] == [f">= 1 of {DPDK}", f">= 0.95 of {READ}"]
     assert {goal.versus for goal in made["variant-rx-64-log"].goals} == {LOGGING_OFF}
     assert {goal.versus for goal in made["variant-tx-64-pairs"].goals} == {ONE_PAIR, DPDK}
@@ -218,3 +243,11 @@ def test_the_bare_loop_runs_where_the_device_does() -> None:
     peers = Told()
     Bare(peers).write(Shape(TX, SMALL))
     assert peers.cpus == [DEVICE_CPU]
+
+
+def test_a_loop_in_company_has_it_while_it_is_measured() -> None:
+    peers = Told()
+    during: list[int] = []
+    bare = Bare(peers)
+    assert bare.in_company(lambda: during.append(peers.companies) or 7.0) == 7.0
+    assert (during, peers.companies) == ([1], 0)

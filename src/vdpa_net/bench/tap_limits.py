@@ -26,7 +26,8 @@ READ_RING = "bare tap, read, 256 buffers"
 RING_SIZE = 256
 """Descriptors of a ring, and buffers of the loops that have as many."""
 
-COMPANY = "the same, in company"
+WRITE_COMPANY = "bare tap, write, in company"
+READ_COMPANY = "bare tap, read, in company"
 
 QUEUE_FRAMES = 10_000
 """Length of a tap's queue."""
@@ -97,16 +98,17 @@ class Bare:
         with self.peers.company():
             return take()
 
+    def company(self, shape: Shape) -> tuple[str, Take]:
+        """The loop of a direction beside a processor that polls."""
+        name = WRITE_COMPANY if shape.direction == TX else READ_COMPANY
+        return name, partial(self.in_company, self.limit(shape)[1])
+
     def company_cases(self) -> Iterator[Case]:
         """Whether that matters to the loops: they have an idle processor beside them."""
-        for key, name, take in (
-            ("write", WRITE, partial(self.write, Shape(TX, SMALL))),
-            ("read", READ, partial(self.read, Shape(RX, SMALL))),
-        ):
-            takes: dict[str, Take] = {name: take, COMPANY: partial(self.in_company, take)}
-            yield Case(
-                f"self-company-{key}", f"{name}, 64 B, alone", Shape(TX, SMALL).unit, takes, subject=name
-            )
+        for key, shape in (("write", Shape(TX, SMALL)), ("read", Shape(RX, SMALL))):
+            alone, take = self.limit(shape)
+            takes = dict([(alone, take), self.company(shape)])
+            yield Case(f"self-company-{key}", f"{alone}, 64 B, alone", shape.unit, takes, subject=alone)
 
     def cases(self, *, quick: bool) -> Iterator[Case]:
         """What each way of reading and writing gives. Figures, not goals."""

@@ -123,6 +123,8 @@ class Taps:
             name, contestants[name] = ring_limit
             # What a device can reach: its ring has so many buffers.
             goals += [Goal(name, at_least=OF_LIMIT_GSO)] if shape.is_gso and shape.direction == TX else []
+        if shape in (Shape(TX, SMALL), Shape(RX, SMALL)):
+            name, contestants[name] = self.bare.company(shape)
         return _case(shape, contestants, goals)
 
     def _logging(self, shape: Shape) -> Case:
