@@ -224,7 +224,6 @@ class RoundRunner:
         }
         # QEMU tells little of a migration that has failed.
         self._round.figures |= {name: value for name, value in figures.items() if value is not None}
-        self._look_at_stop()
 
     def _hand_over(self) -> None:
         """The source's machine has stopped: the network sends the guest's packets to the destination from now
@@ -252,6 +251,10 @@ class RoundRunner:
 
     def _observe_switchover(self) -> None:
         destination = self.arrived()
+        if self._is_there() and not self._options.compares_ram:
+            # To look at what stands still would take a processor from the guest whose gap is timed.
+            self._await_guest()
+        self._look_at_stop()
         if self._watched and self._round.arrival.source == COMPLETED:
             self._round.queues = self._queues.at_source()
         if self._options.compares_ram and self._is_there():
@@ -262,6 +265,7 @@ class RoundRunner:
             self._round.page_notes = describe_pages(self._round.differing, self._source, destination.ram)
             self._timeline.compared_ns = time.monotonic_ns()
             destination.machine.qmp("cont")
+            self._await_guest()
 
     def _arrival(self, source: str, why: str) -> Arrival:
         """How the migration ended at the destination, where the source says that it has ended like this."""
@@ -278,13 +282,15 @@ class RoundRunner:
     def _is_there(self) -> bool:
         return self._round.arrival.is_complete
 
-    def _observe_guest(self) -> None:
-        """The guest goes on: it takes completions beyond the index at which the source stopped."""
+    def _await_guest(self) -> None:
         self._say("the guest goes on")
         try:
             self._endpoint.wait_arrival_after(self._timeline.ended_ns, self._pace.progress_s)
         except LabError as error:
             self._round.standstill = f"after the switch-over: {error}"
+
+    def _observe_guest(self) -> None:
+        """The guest goes on: it takes completions beyond the index at which the source stopped."""
         if self._watched:
             self._queues.at_destination(self._round.queues, self.arrived())
 
