@@ -242,6 +242,9 @@ class DataPlane:
         """The eventfd that does what doorbell `index` does, borrowed: valid while this object lives. That of
         the control queue is for the caller to wait on."""
 
+    def bell(self, index: int) -> QueueBell:
+        """The doorbell `index`. Nothing comes of ringing that of a closed plane."""
+
     def set_call(self, index: int, fd: int | None) -> None:
         """Signal this eventfd (duplicated) when used buffers are to be announced. An interrupt that was due
         while there was none is raised when one comes."""
@@ -313,6 +316,9 @@ class DataPlane:
     def close(self) -> None:
         """Stop every queue and thread."""
 
+class QueueBell:
+    """A doorbell of a data plane. Whoever rings it does what a worker that rests would be woken for."""
+
 class DoorbellSocket:
     """Carries out doorbells and maps that arrive as messages on a connected socket, the rest is the caller's.
     The socket (duplicated) stays the caller's to read, too: by one thread at a time.
@@ -324,6 +330,9 @@ class DoorbellSocket:
         """A message with exactly one of these payloads signals this eventfd (duplicated).
 
         Raises StateError."""
+
+    def add_queue(self, payloads: list[bytes], bell: QueueBell) -> None:
+        """A message with exactly one of these payloads rings this doorbell. Raises StateError."""
 
     def serve_maps(
         self,

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
+from integration.threads import names, settle, switches
 from vdpa_net.backend import Backend
 from vdpa_net.backend.loopback import Loopback
 from vdpa_net.backend.null import Null, Source
@@ -89,21 +88,6 @@ def test_what_the_guest_kicks_is_done_while_the_gil_is_held() -> None:
         assert driver.receive(len(frames)) == frames
 
 
-def switches() -> dict[int, tuple[int, int]]:
-    """Voluntary context switches and CPU ticks of each thread of this process."""
-    found = {}
-    for task in Path("/proc/self/task").iterdir():
-        status = (task / "status").read_text()
-        count = int(status.split("voluntary_ctxt_switches:")[1].split()[0])
-        fields = (task / "stat").read_text().rpartition(")")[2].split()
-        found[int(task.name)] = (count, int(fields[11]) + int(fields[12]))
-    return found
-
-
-def names() -> dict[int, str]:
-    return {int(task.name): (task / "comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
-
-
 @pytest.mark.parametrize("pairs", [1, 4])
 def test_after_traffic_an_attached_device_does_nothing(pairs: int) -> None:
     # Devices of other tests may wait for the collector, workers and all.
@@ -121,17 +105,3 @@ def test_after_traffic_an_attached_device_does_nothing(pairs: int) -> None:
         time.sleep(HELD_SECONDS)
         after = switches()
         assert {task: after[task] for task in workers} == {task: before[task] for task in workers}
-
-
-def settle(tasks: set[int]) -> None:
-    """Wait until these threads sleep in the kernel and have stayed there between two looks."""
-    deadline = time.monotonic() + 30
-    last: dict[int, tuple[int, int]] = {}
-    while time.monotonic() < deadline:
-        now = {task: count for task, count in switches().items() if task in tasks}
-        if now == last:
-            return
-        last = now
-        os.sched_yield()
-        time.sleep(0.05)
-    raise AssertionError(f"no rest: {last}")

@@ -186,6 +186,10 @@ class FakePlane:
     def kick(self, index: int) -> None:
         self.calls.append(("kick", index))
 
+    def bell(self, index: int) -> None:
+        """None of its own: `kick_fd` is what a server signals."""
+        self.kick_fd(index)
+
     def kick_fd(self, index: int) -> int:
         return self._kicks[index]
 

@@ -146,6 +146,9 @@ class FakeFunction:
     def doorbells(self) -> list[FakeDoorbell]:
         return self.bells
 
+    def queue_bell(self, queue: int) -> None:  # noqa: ARG002
+        return None
+
     def on_watched(self, tell: Callable[[bool], None]) -> Callable[[], None]:
         tell(self.watched)
         self.tell_watched = tell

@@ -16,6 +16,7 @@ use crate::error::{Error, Result};
 use crate::map_messages::MapMessages;
 pub use crate::messages::Received;
 use crate::messages::{self, Ahead, Header, HEADER_BYTES};
+use crate::plane::QueueBell;
 use crate::worker::Signal;
 
 /// The longest payload of a message that is dealt with here.
@@ -37,9 +38,24 @@ pub struct DoorbellSocket {
     ahead: Mutex<Ahead>,
 }
 
+#[derive(Debug)]
+enum Bell {
+    Eventfd(Signal),
+    Queue(Arc<QueueBell>),
+}
+
+impl Bell {
+    fn ring(&self) {
+        match self {
+            Self::Eventfd(signal) => signal.raise(),
+            Self::Queue(bell) => bell.ring(),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct Bells {
-    by_payload: HashMap<Box<[u8]>, Arc<Signal>>,
+    by_payload: HashMap<Box<[u8]>, Arc<Bell>>,
     /// Bytes of the shortest message that rings one. Shorter messages carry no descriptors.
     shortest: usize,
 }
@@ -63,7 +79,18 @@ impl DoorbellSocket {
     ///
     /// Errors: a payload that is too long or shorter than what is repeated; an fd that takes no flags.
     pub fn add<P: AsRef<[u8]>>(&self, payloads: &[P], fd: OwnedFd) -> Result<()> {
-        let signal = Arc::new(Signal::new(fd)?);
+        self.insert(payloads, Bell::Eventfd(Signal::new(fd)?))
+    }
+
+    /// From now on a message with exactly one of these payloads rings this doorbell, on the thread that reads.
+    ///
+    /// Errors: a payload that is too long or shorter than what is repeated.
+    pub fn add_queue<P: AsRef<[u8]>>(&self, payloads: &[P], bell: Arc<QueueBell>) -> Result<()> {
+        self.insert(payloads, Bell::Queue(bell))
+    }
+
+    fn insert<P: AsRef<[u8]>>(&self, payloads: &[P], bell: Bell) -> Result<()> {
+        let bell = Arc::new(bell);
         let mut bells = self.bells.write();
         for payload in payloads {
             let payload = payload.as_ref();
@@ -74,7 +101,7 @@ impl DoorbellSocket {
                     self.repeated_bytes
                 )));
             }
-            bells.insert(payload, Arc::clone(&signal));
+            bells.insert(payload, Arc::clone(&bell));
         }
         Ok(())
     }
@@ -133,11 +160,11 @@ impl DoorbellSocket {
             return Ok(false);
         }
         let payload = received.payload();
-        let Some(signal) = self.bells.read().by_payload.get(payload).cloned() else {
+        let Some(bell) = self.bells.read().by_payload.get(payload).cloned() else {
             return Ok(false);
         };
         let answered = self.answer(header, &payload[..self.repeated_bytes]);
-        signal.raise();
+        bell.ring();
         answered.map(|()| true)
     }
 
@@ -189,12 +216,12 @@ impl DoorbellSocket {
 }
 
 impl Bells {
-    fn insert(&mut self, payload: &[u8], signal: Arc<Signal>) {
+    fn insert(&mut self, payload: &[u8], bell: Arc<Bell>) {
         let bytes = HEADER_BYTES + payload.len();
         self.shortest = match self.shortest {
             0 => bytes,
             shortest => shortest.min(bytes),
         };
-        self.by_payload.insert(payload.into(), signal);
+        self.by_payload.insert(payload.into(), bell);
     }
 }

@@ -10,6 +10,7 @@ use pyo3::types::{PyBytes, PyList};
 use vdpa_net_dataplane::doorbell;
 use vdpa_net_dataplane::error::Error;
 use vdpa_net_dataplane::map_messages::{Change, Form, MapMessages};
+use vdpa_net_dataplane::plane;
 
 use crate::convert;
 use crate::space::DmaSpace;
@@ -26,6 +27,12 @@ fn form((command, payload_bytes, prefix, address_at, size_at): Shape, change: Ch
         size_at,
         change,
     }
+}
+
+/// A doorbell of a data plane.
+#[pyclass(frozen, module = "vdpa_net._native")]
+pub struct QueueBell {
+    pub(crate) bell: Arc<plane::QueueBell>,
 }
 
 /// Answers doorbells that arrive as messages.
@@ -57,6 +64,17 @@ impl DoorbellSocket {
         let fd = convert::duplicate(py, fd, "StateError")?;
         self.socket(py)?
             .add(&payloads, fd)
+            .map_err(|error| convert::to_py(py, &error))
+    }
+
+    fn add_queue(
+        &self,
+        py: Python<'_>,
+        payloads: Vec<PyBackedBytes>,
+        bell: PyRef<'_, QueueBell>,
+    ) -> PyResult<()> {
+        self.socket(py)?
+            .add_queue(&payloads, Arc::clone(&bell.bell))
             .map_err(|error| convert::to_py(py, &error))
     }
 

@@ -26,6 +26,7 @@ fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<backend::Recorder>()?;
     module.add_class::<backend::Tap>()?;
     module.add_class::<doorbell::DoorbellSocket>()?;
+    module.add_class::<doorbell::QueueBell>()?;
     module.add_class::<filter::ReceiveFilter>()?;
     module.add_class::<plane::DataPlane>()?;
     module.add_class::<relay::KickRelay>()

@@ -13,6 +13,7 @@ use vdpa_net_dataplane::worker::PacketHook;
 
 use crate::backend::Backend;
 use crate::convert;
+use crate::doorbell::QueueBell;
 use crate::filter::ReceiveFilter;
 use crate::hook::PythonHook;
 use crate::space::DmaSpace;
@@ -131,6 +132,13 @@ impl DataPlane {
         self.plane
             .kick_fd(index)
             .map_err(|error| convert::to_py(py, &error))
+    }
+
+    fn bell(&self, py: Python<'_>, index: u16) -> PyResult<QueueBell> {
+        let bell = self.detached(py, |plane| plane.bell(index))?;
+        Ok(QueueBell {
+            bell: Arc::new(bell),
+        })
     }
 
     #[pyo3(signature = (index, fd))]

@@ -228,6 +228,10 @@ class NetDevice(Pacing, Closing):
         """The doorbell of each queue, with the eventfd that does the same as a write to it."""
         return self._kicks.doorbells()
 
+    def queue_bell(self, queue: int) -> _native.QueueBell:
+        """What rings the doorbell of a queue without a wake-up."""
+        return self._plane.bell(queue)
+
     def set_kick(self, queue: int, fd: int | None) -> None:
         """Take this eventfd (duplicated) as the queue's kick besides its doorbell; None: the doorbell only.
 

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 //! The virtqueues of one device: queue pairs with their workers, and the control queue, which has none.
 
+mod bell;
 mod control;
 mod fault;
 mod pace;
@@ -22,6 +23,7 @@ use crate::ring::{RingConfig, RingState};
 use crate::violation::{Violation, ViolationLog};
 use crate::worker::{Direction, PacketHook, Pair, Queue, Signal, Worker};
 pub use crate::worker::{DEFAULT_COALESCE_US, DEFAULT_POLL_US};
+pub use bell::QueueBell;
 use control::Control;
 use fault::Installed;
 
@@ -45,7 +47,7 @@ pub struct DataPlane {
 const CONTROL_QUEUE_OF_ONE_PAIR: u16 = 2;
 
 enum Target<'a> {
-    Pair(&'a Pair, Direction),
+    Pair(&'a Arc<Pair>, Direction),
     Control(&'a Control),
 }
 

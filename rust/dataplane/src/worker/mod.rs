@@ -10,12 +10,14 @@ mod events;
 mod fault;
 mod hooked;
 mod inbox;
+mod kick;
 mod offered;
 mod pace;
 mod pair;
 mod queue;
 mod receive;
 mod rest;
+mod rhythm;
 mod signal;
 mod transmit;
 mod wait;
@@ -29,9 +31,8 @@ use vmm_sys_util::epoll::EventSet;
 
 use crate::error::Result;
 use crate::os;
-use coalesce::{Coalescer, Nap};
+use coalesce::Nap;
 use events::Token;
-use pace::Pace;
 use pair::PortWish;
 
 pub(crate) use fault::QueueFault;
@@ -61,8 +62,6 @@ impl Worker {
             pair: Arc::clone(&pair),
             stop: Arc::clone(&stop),
             armed: PortWish::default(),
-            pace: Pace::default(),
-            coalescer: Coalescer::new(Instant::now()),
         };
         let thread = os::spawn_quiet(format!("vdpa-pair-{number}"), move || run.forever())?;
         Ok(Self {
@@ -88,46 +87,35 @@ struct Run {
     pair: Arc<Pair>,
     stop: Arc<AtomicBool>,
     armed: PortWish,
-    pace: Pace,
-    coalescer: Coalescer,
 }
 
 impl Run {
     fn forever(mut self) {
         os::be_punctual();
-        let mut has_worked = false;
         while !self.stop.load(Ordering::SeqCst) {
-            let done = self.pair.step();
-            if done.is_any() {
-                self.coalescer.count(done);
-                has_worked = true;
+            if self.pair.step() {
                 continue;
             }
-            // What comes after a nap, or a sleep, in vain is a sleep.
             let mut nap = None;
-            if std::mem::take(&mut has_worked) {
-                if self.linger() {
+            if let Some(patience) = self.pair.patience() {
+                if self.linger(patience) {
                     continue;
                 }
-                nap = self
-                    .coalescer
-                    .nap(self.pair.coalesce_time(), Instant::now());
+                nap = self.pair.nap();
             }
-            if let Some(wish) = self.pair.prepare_sleep(nap.unwrap_or_default()) {
+            if let Some(wish) = self.pair.prepare_sleep(nap) {
                 self.sleep(wish, nap);
             }
         }
     }
 
     /// Whether work came while we looked.
-    fn linger(&mut self) -> bool {
-        let limit = self.pair.poll_time();
-        let patience = self.pace.patience(limit);
+    fn linger(&self, patience: Duration) -> bool {
         if patience.is_zero() {
             return false;
         }
         let waited = self.poll(patience);
-        self.pace.polled(limit, waited);
+        self.pair.polled(waited);
         waited.is_some()
     }
 

@@ -20,12 +20,22 @@ pub(super) struct Pace {
 impl Pace {
     /// How long to poll now, where it may be so long.
     pub(super) fn patience(&mut self, limit: Duration) -> Duration {
-        if self.wait <= limit / 2 || self.skipped + 1 >= PROBE_EVERY {
+        if self.pays(limit) {
             self.skipped = 0;
             return limit;
         }
-        self.skipped += 1;
+        self.skip();
         Duration::ZERO
+    }
+
+    /// Whether to poll now, where it may be so long.
+    pub(super) fn pays(&self, limit: Duration) -> bool {
+        !limit.is_zero() && (self.wait <= limit / 2 || self.skipped >= PROBE_EVERY - 1)
+    }
+
+    /// There was a rest without a poll.
+    pub(super) fn skip(&mut self) {
+        self.skipped = self.skipped.saturating_add(1);
     }
 
     /// A poll of at most `limit` has found work after so long; None: it has found none.

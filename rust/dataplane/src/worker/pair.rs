@@ -4,7 +4,7 @@
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use vmm_sys_util::eventfd::EventFd;
@@ -16,6 +16,7 @@ use super::hooked::Hooked;
 use super::inbox::Inbox;
 use super::queue::{Queue, Slot};
 use super::receive::Ended;
+use super::rhythm::Rhythm;
 use super::signal::Signal;
 use super::transmit::count_own;
 use super::{DEFAULT_COALESCE_US, DEFAULT_POLL_US};
@@ -57,6 +58,7 @@ pub(super) struct State {
     pub(super) is_active: bool,
     pub(super) port_is_gone: bool,
     pub(super) hooked: Hooked,
+    pub(super) rhythm: Rhythm,
 }
 
 /// What the worker has to wait for besides kicks.
@@ -125,6 +127,7 @@ impl Pair {
                 is_active: true,
                 port_is_gone: false,
                 hooked: Hooked::default(),
+                rhythm: Rhythm::new(Instant::now()),
             }),
             hook_returned: Condvar::new(),
             waiters: AtomicU32::new(0),
@@ -145,11 +148,16 @@ impl Pair {
         }
     }
 
+    /// The understudy while kicks of our receive queue are those of another queue.
+    pub(super) fn playing_understudy(&self) -> Option<&Understudy> {
+        let plays = |it: &&Understudy| it.is_on.load(Ordering::Acquire);
+        self.understudy.as_ref().filter(plays)
+    }
+
     /// Whether the kicks were those of another queue.
     pub(super) fn forward_kick(&self, queue: &Queue, kicks: u64) -> bool {
-        let plays = |it: &&Understudy| it.is_on.load(Ordering::Acquire);
-        let forwarded = self.understudy.as_ref().filter(plays);
-        let Some(understudy) = forwarded.filter(|_| std::ptr::eq(queue, &self.rx)) else {
+        let playing = self.playing_understudy();
+        let Some(understudy) = playing.filter(|_| std::ptr::eq(queue, &self.rx)) else {
             return false;
         };
         if kicks > 0 {
@@ -193,6 +201,10 @@ impl Pair {
 
     fn someone_waits(&self) -> bool {
         self.waiters.load(Ordering::SeqCst) > 0
+    }
+
+    pub(super) fn try_lock(&self) -> Option<MutexGuard<'_, State>> {
+        self.state.try_lock()
     }
 
     pub(super) fn lock_as_worker(&self) -> MutexGuard<'_, State> {
@@ -284,12 +296,15 @@ impl Pair {
         })
     }
 
-    /// One batch in each direction; what was done.
-    pub(super) fn step(&self) -> Done {
+    /// The worker's: one batch in each direction; whether anything was done.
+    pub(super) fn step(&self) -> bool {
         let mut guard = self.state.lock();
+        guard.rhythm.wake();
         if let Some(hook) = guard.hooked.hook.clone() {
             self.hand_over(guard);
-            return self.step_hooked(&hook);
+            let done = self.step_hooked(&hook);
+            self.lock_as_worker().rhythm.worked(done);
+            return done.is_any();
         }
         let state = &mut *guard;
         let sent = self.transmit(&mut state.tx, BATCH);
@@ -307,8 +322,9 @@ impl Pair {
             sent: sent.map_or(0, |sent| sent.chains.into()),
             received: received.map_or(0, |received| received.packets.into()),
         };
+        state.rhythm.worked(done);
         self.hand_over(guard);
-        done
+        done.is_any()
     }
 
     /// The port is in error for good: waiting for it again would be a busy loop.

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 //! What a worker that has run out of work wants to know of its pair, and tells the driver before it sleeps.
 
+use std::time::{Duration, Instant};
+
 use super::coalesce::Nap;
 use super::pair::{Pair, PortWish, Side};
 use super::queue::Queue;
@@ -33,11 +35,31 @@ impl Pair {
         }
     }
 
+    /// How long to look for more after work. None: there was none since the worker rested.
+    pub(super) fn patience(&self) -> Option<Duration> {
+        let limit = self.poll_time();
+        self.lock_as_worker().rhythm.patience(limit)
+    }
+
+    /// What came of that: how long it took until there was work.
+    pub(super) fn polled(&self, waited: Option<Duration>) {
+        let limit = self.poll_time();
+        self.lock_as_worker().rhythm.polled(limit, waited);
+    }
+
+    /// The nap to take after work.
+    pub(super) fn nap(&self) -> Option<Nap> {
+        let limit = self.coalesce_time();
+        self.lock_as_worker().rhythm.nap(limit, Instant::now())
+    }
+
     /// Ask the driver for kicks and say what else to wait for, as far as no nap does without. None: there is work
     /// already.
-    pub(super) fn prepare_sleep(&self, nap: Nap) -> Option<PortWish> {
+    pub(super) fn prepare_sleep(&self, nap: Option<Nap>) -> Option<PortWish> {
         let mut guard = self.lock_as_worker();
         let state = &mut *guard;
+        let asked = nap;
+        let nap = nap.unwrap_or_default();
         let mut wish = PortWish {
             readable: state.rx_ended == Some(Ended::NoPackets) && !nap.receives,
             writable: state.tx_is_blocked,
@@ -55,11 +77,12 @@ impl Pair {
         if state.port_is_gone {
             wish = PortWish::default();
         }
+        state.rhythm.rest(asked);
         self.hand_over(guard);
         Some(wish)
     }
 
-    fn enable_kicks(&self, side: &mut Side, queue: &Queue) -> bool {
+    pub(super) fn enable_kicks(&self, side: &mut Side, queue: &Queue) -> bool {
         self.look(side, queue, |ring, memory| ring.enable_kicks(memory))
             .unwrap_or(false)
     }

@@ -48,11 +48,15 @@ class Bells(Closing):
     """
 
     def __init__(self, sock: FdSocket, function: PciFunction) -> None:
-        from vdpa_net._native import DmaSpace, DoorbellSocket  # noqa: PLC0415
+        from vdpa_net._native import DmaSpace, DoorbellSocket, QueueBell  # noqa: PLC0415
 
         self._socket = DoorbellSocket(sock.fileno(), wire.Command.REGION_WRITE, wire.REGION_ACCESS.size)
         for bell in function.doorbells():
-            self._socket.add(_messages(bell), bell.fd)
+            own = function.queue_bell(bell.queue)
+            if isinstance(own, QueueBell):
+                self._socket.add_queue(_messages(bell), own)
+            else:
+                self._socket.add(_messages(bell), bell.fd)
         if isinstance(space := function.map_space(), DmaSpace):
             self._socket.serve_maps(space, _MAPS, _UNMAPS)
         self._forget = function.on_watched(self._socket.set_watched)

@@ -101,6 +101,10 @@ class PciFunction(Protocol):
     def doorbells(self) -> Sequence[Doorbell]:
         """The doorbells that may be signalled instead of written."""
 
+    def queue_bell(self, queue: int) -> object | None:
+        """What rings a queue's doorbell on the thread that hears of it (`_native.QueueBell`); None: only its
+        eventfd does."""
+
     def on_watched(self, tell: Callable[[bool], None]) -> Callable[[], None]:
         """Tell now, and whenever it changes, whether each register access has to be seen: then doorbells must
         be written. `tell` must be quick, and may come from any thread. Returns a function that ends it."""
