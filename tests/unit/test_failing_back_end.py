@@ -102,7 +102,8 @@ def test_an_announcement_that_can_not_be_sent_is_recorded(rig: FakeRig) -> None:
     rig.plane.on_transmit = failing("write to the tap: EIO")
     rig.device.announce()
     assert told.wait(DEADLINE_SECONDS)
-    assert rig.kinds() == ["announce_failed"]
+    # It is sent again after 5 ms, which a busy machine may have reached by now.
+    assert set(rig.kinds()) == {"announce_failed"}
     assert not needs_reset(rig)
 
 
