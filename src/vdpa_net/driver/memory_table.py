@@ -92,26 +92,28 @@ class MemoryTable:
         return [item.region for item in self._mapped]
 
     def replace(self, regions: Sequence[MemoryRegion], fds: Sequence[int]) -> None:
-        """Make this the table. Raises ProtocolError, DmaError or PeerError; then the old one is in force."""
+        """Make this the table. Raises ProtocolError, DmaError or PeerError; then the old one is in force.
+
+        Raises as well what `at_rest` raises at its end, of rings that can't go on; then the new one is.
+        """
         _check_table(regions)
         kept = {item.region: item for item in self._mapped if _same_file(item, regions, fds)}
-        fresh: list[MappedRegion] = []
-        try:
+        dropped = [item for item in self._mapped if item.region not in kept]
+        with contextlib.ExitStack() as undo:
+            fresh: list[MappedRegion] = []
             for region, fd in zip(regions, fds, strict=True):
                 if region not in kept:
                     fresh.append(MappedRegion(region, fd))
-            dropped = [item for item in self._mapped if item.region not in kept]
+                    undo.callback(fresh[-1].close)
             with self.at_rest() if self._direct and _overlap(dropped, fresh) else contextlib.nullcontext():
                 self._swap(dropped, fresh)
-        except BaseException:
-            for item in fresh:
-                item.close()
-            raise
-        self._mapped = [*kept.values(), *fresh]
-        for item in self._mapped:
-            item.times_added = 1
-        for item in dropped:
-            self._close(item)
+                # What goes on behind the rest goes on with the new table, whatever becomes of it.
+                undo.pop_all()
+                self._mapped = [*kept.values(), *fresh]
+                for item in self._mapped:
+                    item.times_added = 1
+                for item in dropped:
+                    self._close(item)
 
     def add(self, region: MemoryRegion, fd: int) -> None:
         """Add one region. Raises as `replace` does.
