@@ -63,7 +63,7 @@ def test_device_bare_loops_and_dpdk_move_frames_both_ways_at_once(tmp_path: Path
         ("tap", "self", 5),
         ("user", "64-packed", 1),
         ("ring", "loop-64", 1),
-        ("control", "unmap", 2),
+        ("control", "unmap-", 2),
     ],
 )
 def test_every_kind_of_contestant_is_measured(tmp_path: Path, group: str, part: str, count: int) -> None:

@@ -58,19 +58,19 @@ def test_a_round_in_which_the_pace_changes_is_taken_again() -> None:
 
 
 def test_a_pace_that_never_rests_ends_the_retaking_and_is_told() -> None:
-    """A round is taken again three times at most, all rounds of a case as often as it has rounds."""
+    """A round is taken again three times at most, all rounds of a case half as often as it has rounds."""
     machine = Machine(set(range(1000)))
-    measured = run_case(machine.case(SUBJECT, PEER), 4, machine.probe)
-    assert len(machine.turns) == 2 * (4 + 4)
+    measured = run_case(machine.case(SUBJECT, PEER), 6, machine.probe)
+    assert len(machine.turns) == 2 * (6 + 3)
     assert machine.turns[: 2 * (1 + RETAKES)] == [SUBJECT, PEER] * (1 + RETAKES)
-    assert (measured.evenness.retaken, measured.evenness.uneven) == (4, 4)
-    assert "4 rounds taken again for it, 4 of 4 uneven" in str(measured.evenness)
+    assert (measured.evenness.retaken, measured.evenness.uneven) == (3, 6)
+    assert "3 rounds taken again for it, 6 of 6 uneven" in str(measured.evenness)
 
 
 def test_the_most_even_attempt_is_kept_where_none_is_even() -> None:
     paces = iter([(1.0, pace) for pace in (10, 20, 10, 10, 14, 10, 10, 15, 10, 10, 16, 10)])
     machine = Machine(set())
-    measured = run_case(machine.case(SUBJECT, PEER), 4, lambda: next(paces, (1.0, 10.0)))
+    measured = run_case(machine.case(SUBJECT, PEER), 6, lambda: next(paces, (1.0, 10.0)))
     # Of the first round the second attempt.
     assert measured.series[SUBJECT].samples[0] == 3
     assert (measured.evenness.slowest_us, measured.evenness.retaken, measured.evenness.uneven) == (14, 3, 1)

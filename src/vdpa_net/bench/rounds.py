@@ -13,8 +13,8 @@ from vdpa_net.bench.pace import Evenness, Pace, Probe, unevenness
 MOST_UNEVEN = 1.25
 """A round whose slowest probe takes more than this of its fastest is taken again."""
 RETAKES = 3
-"""So often at most, and all rounds of a case together as often as it has rounds; then the most even attempt
-counts."""
+"""So often at most, and all rounds of a case together half as often as it has rounds; then the most even
+attempt counts."""
 
 Contestant = TypeVar("Contestant")
 
@@ -49,7 +49,8 @@ def run_case(case: Case, rounds: int, probe: Probe | None = None) -> CaseResult:
             kept = Round({name: take() for name, take in order.items()})
             evenness += Evenness(rounds=1)
         else:
-            kept, attempts = _even_round(order, probe, min(RETAKES, wanted - evenness.retaken))
+            left = (wanted + 1) // 2 - evenness.retaken
+            kept, attempts = _even_round(order, probe, min(RETAKES, left))
             evenness += _evenness(kept, attempts)
         for name, samples in series.items():
             samples.samples.append(kept.samples[name])
