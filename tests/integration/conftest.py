@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from integration.vhost_steps import connected_guest
 from vdpa_net.testing.vhost_guest import MAC, VhostGuest
 from vdpa_net.testing.vhost_side import VhostSide
 
@@ -20,8 +21,5 @@ def side(tmp_path: Path) -> Iterator[VhostSide]:
 
 @pytest.fixture
 def guest(side: VhostSide) -> Iterator[VhostGuest]:
-    """Its rings run, its CPU does not."""
-    made = VhostGuest(side.path)
-    made.front_end.connect()
-    yield made
-    made.close()
+    with connected_guest(side) as made:
+        yield made

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from integration.vhost_steps import await_true, enable, get_base, offer
+from integration.vhost_steps import await_true, connected_guest, enable, get_base, offer
 from vdpa_net.testing.guest_cpu import RX, TX
 from vdpa_net.testing.guest_memory import Region
 from vdpa_net.testing.vhost_connection import Request
@@ -35,19 +35,15 @@ def side(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[VhostSide]:
 @pytest.fixture(params=[False, True], ids=["split", "packed"])
 def guest(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[VhostGuest]:
     with VhostSide(tmp_path / "vhost", MAC, packed=request.param) as side:
-        made = VhostGuest(side.path, packed=request.param)
-        made.front_end.connect()
-        yield made
-        made.close()
+        with connected_guest(side, packed=request.param) as made:
+            yield made
         assert side.violations() == []
 
 
 @pytest.fixture
 def any_guest(side: VhostSide) -> Iterator[VhostGuest]:
-    made = VhostGuest(side.path)
-    made.front_end.connect()
-    yield made
-    made.close()
+    with connected_guest(side) as made:
+        yield made
 
 
 def parts(region: Region, *cuts: int) -> list[Region]:

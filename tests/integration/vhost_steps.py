@@ -5,15 +5,26 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from vdpa_net.testing.frames import FrameMint
 from vdpa_net.testing.guest_cpu import TX
 from vdpa_net.testing.vhost_connection import Request
 from vdpa_net.testing.vhost_guest import VhostGuest
+from vdpa_net.testing.vhost_side import VhostSide
 
 PATIENCE_S = 20
 STATE = struct.Struct("<II")
+
+
+@contextmanager
+def connected_guest(side: VhostSide, *, packed: bool = False) -> Iterator[VhostGuest]:
+    """Its rings run, its CPU does not."""
+    made = VhostGuest(side.path, packed=packed)
+    made.front_end.connect()
+    yield made
+    made.close()
 
 
 def await_true(condition: Callable[[], bool]) -> bool:

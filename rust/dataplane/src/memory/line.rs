@@ -4,6 +4,7 @@
 use std::sync::atomic::{fence, Ordering};
 
 use super::access::Memory;
+use super::raw::HostBytes;
 use super::Range;
 
 /// Entries of a line.
@@ -16,6 +17,17 @@ const LAST_WORD: usize = 14;
 const SECOND_HALF: usize = 8;
 
 impl Memory<'_> {
+    /// The line at `iova`; None: this is no line that can be written.
+    #[inline(always)]
+    fn line(&self, iova: u64) -> Option<HostBytes<'_>> {
+        let range = Range {
+            iova,
+            len: LINE_BYTES,
+        };
+        // Maps begin and end on pages, so a line lies in one.
+        self.piece(range, true).filter(|_| iova % LINE_BYTES == 0)
+    }
+
     /// Read the line at `iova`: first the last word of each entry, atomically, and, if `accepts` takes them all, each entry,
     /// with its number, its last word and its two halves; acquire: what was stored before any of the words is visible in
     /// them. False: it does not, or this is no line that can be read and written.
@@ -26,12 +38,7 @@ impl Memory<'_> {
         accepts: impl Fn(u16) -> bool,
         mut visit: impl FnMut(usize, u16, [u64; 2]),
     ) -> bool {
-        let range = Range {
-            iova,
-            len: LINE_BYTES,
-        };
-        // Maps begin and end on pages, so a line lies in one.
-        let Some(line) = self.piece(range, true).filter(|_| iova % LINE_BYTES == 0) else {
+        let Some(line) = self.line(iova) else {
             return false;
         };
         if !self.may_read(iova) {
@@ -67,11 +74,7 @@ impl Memory<'_> {
         halves: impl Fn(usize) -> [u32; 2],
         keeps_first_back: bool,
     ) -> bool {
-        let range = Range {
-            iova,
-            len: LINE_BYTES,
-        };
-        let Some(line) = self.piece(range, true).filter(|_| iova % LINE_BYTES == 0) else {
+        let Some(line) = self.line(iova) else {
             return false;
         };
         for index in 0..LINE_ENTRIES {
