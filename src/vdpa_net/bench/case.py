@@ -15,6 +15,8 @@ from vdpa_net.errors import LabError
 
 SUBJECT = "vdpa-net"
 
+MOST_DECIMALS = 6
+
 Take = Callable[[], float]
 """Take one sample, in the unit of the case."""
 
@@ -37,6 +39,10 @@ class Goal:
         """The ratio that is wanted, without the other's name."""
         return f"<= {self.at_most:g}" if self.at_least is None else f">= {self.at_least:g}"
 
+    def words(self, ratio: float) -> str:
+        """A ratio in digits that do not belie the verdict: 0.948 where at least 0.95 is wanted."""
+        return _told(ratio, f"{ratio:.2f}", self.holds)
+
     def __str__(self) -> str:
         return f"{self.short} of {self.versus}"
 
@@ -50,6 +56,10 @@ class Bound:
     def holds(self, value: float) -> bool:
         """Whether a median keeps to it."""
         return value <= self.at_most
+
+    def words(self, value: float) -> str:
+        """A value in digits that do not belie the verdict."""
+        return _told(value, _digits(value), self.holds)
 
     def __str__(self) -> str:
         return f"<= {self.at_most:g}"
@@ -101,6 +111,13 @@ class Case:
         return self.key.partition("-")[0]
 
 
+def _told(value: float, short: str, holds: Callable[[float], bool]) -> str:
+    """The short form, or with as many decimals as it takes to see whether it holds."""
+    decimals = len(short.partition(".")[2])
+    forms = (f"{value:.{more}f}" for more in range(decimals + 1, MOST_DECIMALS))
+    return next((form for form in (short, *forms) if holds(float(form)) == holds(value)), repr(value))
+
+
 def _digits(value: float) -> str:
     """Three of them, or all before the point."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
@@ -117,10 +134,21 @@ class Series:
         """The middle of the samples."""
         return statistics.median(self.samples)
 
+    @property
+    def middle(self) -> str:
+        """The median in three digits."""
+        return _digits(self.median)
+
+    @property
+    def range(self) -> str:
+        """The smallest and the largest sample; nothing where all are the same."""
+        low, high = min(self.samples), max(self.samples)
+        return "" if low == high else f"{_digits(low)}-{_digits(high)}"
+
     def __str__(self) -> str:
         low, high = min(self.samples), max(self.samples)
         spread = "" if low == high else f" [{_digits(low)} to {_digits(high)}]"
-        return f"{_digits(self.median)}{spread}"
+        return f"{self.middle}{spread}"
 
     def to_json(self) -> dict[str, object]:
         """Median, extremes and all samples."""
@@ -145,9 +173,20 @@ class Ratio:
         """Of the ratios of all rounds."""
         return cls(statistics.median(ratios), min(ratios), max(ratios))
 
+    @property
+    def middle(self) -> str:
+        """The median in two decimals."""
+        return f"{self.median:.2f}"
+
+    @property
+    def range(self) -> str:
+        """The smallest and the largest ratio; nothing where all are the same."""
+        low, high = (f"{value:.2f}" if value < 10 else f"{value:.1f}" for value in (self.min, self.max))
+        return "" if self.min == self.max else f"{low}-{high}"
+
     def __str__(self) -> str:
         spread = "" if self.min == self.max else f" [{self.min:.2f} to {self.max:.2f}]"
-        return f"{self.median:.2f}{spread}"
+        return f"{self.middle}{spread}"
 
 
 @dataclass
@@ -178,13 +217,18 @@ class CaseResult:
         """What is wanted of the ratio to another."""
         return next((goal for goal in self.case.goals if goal.versus == versus), None)
 
+    @property
+    def wanted(self) -> int:
+        """How many goals it has."""
+        return len(self.case.goals) + (self.case.bound is not None)
+
     def missed(self) -> list[str]:
         """The goals that do not hold, in words."""
         ratios = [(goal, self.ratio(goal.versus).median) for goal in self.case.goals]
-        words = [f"{ratio:.2f}, goal {goal}" for goal, ratio in ratios if not goal.holds(ratio)]
+        words = [f"{goal.words(ratio)}, goal {goal}" for goal, ratio in ratios if not goal.holds(ratio)]
         if self.case.bound and not self.case.bound.holds(self.series[self.case.subject].median):
             median = self.series[self.case.subject].median
-            words.append(f"{median:.3g} {self.case.unit}, goal {self.case.bound}")
+            words.append(f"{self.case.bound.words(median)} {self.case.unit}, goal {self.case.bound}")
         return words
 
     def to_json(self) -> dict[str, object]:

@@ -1,17 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The result of a run: a table for the terminal, JSON for programs."""
+"""The result of a run, and JSON of it for programs."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from vdpa_net.bench import host
 from vdpa_net.bench.case import CaseResult
@@ -21,9 +17,6 @@ from vdpa_net.errors import OptionError
 
 SCHEMA = 3
 """2 had ratios of medians, 3 has medians of the ratios of each round."""
-
-WIDTHS = (34, 27, 23, 15)
-"""Columns of a line, 105 with what is between them."""
 
 
 @dataclass
@@ -91,45 +84,8 @@ class Report:
 
     @property
     def conditions(self) -> str:
-        """The machine and how was measured, in one line."""
+        """The machine, how was measured, and at which pace, with a semicolon between."""
         poll_us = DEFAULT_POLL_US if self.poll_us is None else self.poll_us
         samples = f"{self.rounds} rounds of {self.seconds:g} s"
         device = f"the device polls up to {poll_us} us after work"
         return f"{host.words(self.host)}; {samples}, {device}; {self.evenness}"
-
-    def table(self) -> Group:
-        """For each case its title and a line for each contestant, with the ratio of the first one to it."""
-        return Group(
-            Text(f"vdpa-net bench: {self.conditions}", style="italic"),
-            "",
-            _row("", "median [min to max]", "ratio, round by round", "goal", style="dim"),
-            *(line for result in self.results for line in _lines(result)),
-        )
-
-
-def _lines(result: CaseResult) -> Iterator[RenderableType]:
-    case = result.case
-    yield Text(f"\n{case.title}, {case.unit}", style="bold")
-    for name, series in result.series.items():
-        ratio, verdict = "", ""
-        if name != case.subject:
-            value = result.ratio(name)
-            ratio = str(value)
-            if goal := result.goal(name):
-                verdict = _verdict(goal.short, goal.holds(value.median))
-        elif case.bound:
-            verdict = _verdict(str(case.bound), case.bound.holds(series.median))
-        yield _row(name, str(series), ratio, verdict)
-
-
-def _row(name: str, figure: str, ratio: str, goal: str, style: str = "") -> Table:
-    """A line, or more where the terminal is narrow; below each other their columns are those of a table."""
-    row = Table.grid(padding=(0, 2))
-    for width in WIDTHS:
-        row.add_column(width=width)
-    row.add_row(Text(f"  {name}"), Text(figure), Text(ratio), goal, style=style)
-    return row
-
-
-def _verdict(goal: str, holds: bool) -> str:
-    return f"[green]{goal}[/]" if holds else f"[red]missed: {goal}[/]"

@@ -24,6 +24,7 @@ from vdpa_net.bench.rings import ring_cases
 from vdpa_net.bench.rounds import run_case
 from vdpa_net.bench.tap_limits import Bare
 from vdpa_net.bench.taps import tap_cases
+from vdpa_net.bench.terminal import print_goals, print_report
 from vdpa_net.bench.virtio_user import user_cases
 from vdpa_net.errors import LabError, MissingTool, OptionError
 from vdpa_net.lab import image
@@ -94,8 +95,6 @@ def run_bench(options: BenchOptions, console: Console) -> Report:
         # Whatever ended the run: what it has measured is told.
         if report.results:
             tell(report, options, console)
-    if options.quick:
-        console.print(left_out(options), highlight=False, soft_wrap=True)
     if report.failures:
         raise LabError("these cases could not be measured:\n" + "\n".join(report.failures))
     return report
@@ -115,15 +114,22 @@ def describe_machine(options: BenchOptions) -> dict[str, object]:
 
 
 def tell(report: Report, options: BenchOptions, console: Console) -> None:
-    """Print the table, write the JSON and the pictures that were asked for. Raises MissingTool."""
-    console.print(report.table())
+    """Print the table, write the JSON and the pictures that were asked for; the goals come last.
+
+    Raises MissingTool.
+    """
+    print_report(report, console)
     if options.json_path:
         report.write(options.json_path)
     if options.plot_directory:
         from vdpa_net.bench.plot import draw  # noqa: PLC0415
 
+        console.print()
         for path in draw(report, options.plot_directory):
-            console.print(f"picture: {path}", highlight=False)
+            console.print(f"picture: {path}", highlight=False, soft_wrap=True)
+    if options.quick:
+        console.print(f"\n{left_out(options)}", highlight=False, soft_wrap=True)
+    print_goals(report, console)
 
 
 def _run_groups(options: BenchOptions, directory: Path, progress: ProgressCallback, report: Report) -> None:
