@@ -29,6 +29,7 @@ from vdpa_net.bench.tap_limits import (
 from vdpa_net.bench.taps import DPDK, DPDK_LONG, LOGGING_OFF, ONE_PAIR, OnTap, Taps
 from vdpa_net.bench.testpmd import Testpmd
 from vdpa_net.bench.virtio_user import user_shapes
+from vdpa_net.bench.waiting import Waits
 from vdpa_net.errors import LabError, MissingTool
 from vdpa_net.lab.image import Image
 
@@ -38,6 +39,7 @@ class Told(Peers):
 
     def __init__(self) -> None:
         self.seconds = 0.1
+        self.waits = Waits()
         self.asked: list[tuple[str, dict[str, object]]] = []
         self.companies = 0
         self.cpus: list[int] = []
@@ -57,7 +59,9 @@ class Told(Peers):
 class Somebody:
     """A contestant that is always there."""
 
-    pid = 4711
+    pid = 1 << 22
+    """No process has it."""
+
     is_lossy = False
 
     def turn(self) -> Somebody:
@@ -188,7 +192,7 @@ def test_a_device_stands_still_while_its_tap_is_filled(taps: Taps) -> None:
     assert isinstance(told, Told)
     cases(taps)["tap-rx-64"].contestants[SUBJECT]()
     _, options = told.asked[-1]
-    assert (options["burst"], options["pid"], options["lossy"]) == ("tap0", 4711, False)
+    assert (options["burst"], options["pid"], options["lossy"]) == ("tap0", Somebody.pid, False)
     cases(taps)["tap-tx-64"].contestants[SUBJECT]()
     assert "pid" not in told.asked[-1][1]
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{json, Value};
 
+use crate::clock::Waiting;
 use crate::driver::Queue;
 use crate::error::{Error, Result};
 use crate::flood::{Flood, Frames};
@@ -48,12 +49,14 @@ impl Burst {
         self.wait_for_link(queues, &flood)?;
         let wanted = Duration::from_secs_f64(seconds);
         let (mut frames, mut emptying, mut lost) = (0, Duration::ZERO, 0);
+        let mut waited_ns = 0;
         while emptying < wanted {
             let frozen = Frozen::new(self.pid)?;
             receiving(queues).for_each(|queue| {
                 queue.turn();
             });
             let filled = flood.fill(self.frames);
+            let waiting = Waiting::start();
             let started = Instant::now();
             frozen.thaw();
             if filled == 0 {
@@ -62,6 +65,7 @@ impl Burst {
             }
             let emptied = self.empty(queues, filled, started)?;
             emptying += emptied.elapsed;
+            waited_ns += waiting.ns();
             frames += emptied.frames;
             lost += if self.is_both { 2 * filled } else { filled } - emptied.frames;
         }
@@ -71,6 +75,7 @@ impl Burst {
             "seconds": seconds,
             "frames_per_s": frames as f64 / seconds,
             "lost": lost,
+            "waited_ns": waited_ns,
         }))
     }
 

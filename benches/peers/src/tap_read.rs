@@ -11,6 +11,7 @@ use serde_json::{json, Value};
 
 use crate::affinity;
 use crate::arguments::Arguments;
+use crate::clock::Waiting;
 use crate::error::{Error, Result};
 use crate::flood::{Flood, Frames};
 use crate::packet::{self, HEADER_BYTES};
@@ -126,11 +127,12 @@ pub fn run(arguments: &mut Arguments) -> Result<Value> {
     let mut reader = Reader::new(tap, &method, buffers.max(1))?;
     reader.drain()?;
     let wanted = Duration::from_secs_f64(seconds);
-    let (mut moved, mut moving) = (0, Duration::ZERO);
+    let (mut moved, mut moving, mut waited_ns) = (0, Duration::ZERO, 0);
     while moving < wanted {
         affinity::pin(filler)?;
         flood.fill(frames);
         affinity::pin(reader_cpu)?;
+        let waiting = Waiting::start();
         let started = Instant::now();
         let count = if is_both {
             exchange(&mut reader, &mut writer)?
@@ -138,6 +140,7 @@ pub fn run(arguments: &mut Arguments) -> Result<Value> {
             reader.drain()?
         };
         moving += started.elapsed();
+        waited_ns += waiting.ns();
         moved += count;
         if count == 0 {
             return Err(Error::Peer(format!(
@@ -150,6 +153,7 @@ pub fn run(arguments: &mut Arguments) -> Result<Value> {
         "frames": moved,
         "seconds": seconds,
         "frames_per_s": moved as f64 / seconds,
+        "waited_ns": waited_ns,
     }))
 }
 

@@ -126,22 +126,27 @@ fn in_threads(writers: Vec<Writer>, seconds: f64) -> Result<Value> {
             .enumerate()
             .map(|(cpu, mut writer)| {
                 let start = &start;
-                scope.spawn(move || {
+                scope.spawn(move || -> Result<(u64, u64)> {
                     let ready = affinity::pin(cpu).and_then(|()| warm_up(&mut writer));
                     start.wait();
-                    ready.and_then(|()| until_over(&mut writer, &Clock::start(seconds)))
+                    ready?;
+                    let clock = Clock::start(seconds);
+                    let frames = until_over(&mut writer, &clock)?;
+                    Ok((frames, clock.waited_ns()))
                 })
             })
             .collect();
         start.wait();
         let clock = Clock::start(seconds);
-        let mut frames = 0;
+        let (mut frames, mut waited_ns) = (0, 0);
         for thread in threads {
-            frames += thread
+            let (written, waited) = thread
                 .join()
                 .map_err(|_| Error::Peer("a thread that writes has panicked".into()))??;
+            frames += written;
+            waited_ns += waited;
         }
-        Ok(clock.report(frames))
+        Ok(clock.report_waited(frames, waited_ns))
     })
 }
 

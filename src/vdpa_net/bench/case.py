@@ -91,7 +91,8 @@ class Case:
     `subject` is the contestant that the goals are about. `may_be_zero`: nothing is a result (packets lost),
     not a contestant that does not work. `max_rounds`: samples that are enough, where one takes long.
     `is_paced`: a round is taken again where the processors' pace changed within it. Not for samples of a
-    second and more, in which it always does, and not for those that come out of `Shared`.
+    second and more, in which it always does, and not for those that come out of `Shared`. `is_crowded`: the
+    contestants have more threads than processors, so that these wait for each other by themselves.
     """
 
     key: str
@@ -104,6 +105,7 @@ class Case:
     may_be_zero: bool = False
     max_rounds: int | None = None
     is_paced: bool = True
+    is_crowded: bool = False
 
     @property
     def family(self) -> str:

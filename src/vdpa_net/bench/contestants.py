@@ -128,5 +128,5 @@ def drive(contestant: Device | Dpdk, peers: Peers, **options: object) -> float:
     """
     if options.get("burst"):
         options |= {"pid": contestant.pid, "lossy": contestant.is_lossy}
-    with contestant.turn() as socket:
+    with contestant.turn() as socket, peers.waits.of(contestant.pid):
         return peers.mega_frames("front-end", socket=socket, **options)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from vdpa_net.bench.waiting import Waits
 from vdpa_net.errors import LabError, MissingTool
 
 NAME = "vdpa-net-bench-peers"
@@ -44,11 +45,12 @@ def require_processors() -> None:
 
 
 class Peers:
-    """Runs one sample at a time, of `seconds`."""
+    """Runs one sample at a time, of `seconds`, and adds up how long the measured threads had to wait."""
 
     def __init__(self, seconds: float) -> None:
         self._program = find()
         self.seconds = seconds
+        self.waits = Waits()
 
     def sample(self, command: str, cpu: int = FRONT_END_CPU, /, **options: object) -> dict[str, Any]:
         """Run one on a processor; True as a value makes a switch. Raises LabError with its complaint."""
@@ -70,7 +72,9 @@ class Peers:
             raise LabError(f"{' '.join(words)}: {error}") from error
         if done.returncode != 0:
             raise LabError(f"{' '.join(words)}: {done.stderr.strip()}")
-        return dict(json.loads(done.stdout))
+        told = dict(json.loads(done.stdout))
+        self.waits.add(told.get("waited_ns", 0))
+        return told
 
     def mega_frames(self, command: str, cpu: int = FRONT_END_CPU, /, **options: object) -> float:
         """Frames of one sample, in millions a second."""

@@ -65,8 +65,8 @@ class Evenness:
     """The pace while a case, or a run, was measured.
 
     `fastest_us` and `slowest_us` are what the probe took on the device's processor, 0 where none was taken;
-    `retaken` rounds were taken again because the pace changed within them, `uneven` ones of `rounds` were
-    kept though it did.
+    `retaken` rounds were taken again because the pace changed within them, `disturbed` ones because what is
+    measured had to wait for other work alone; `uneven` and `waited` ones of `rounds` were kept though.
     """
 
     rounds: int = 0
@@ -74,6 +74,8 @@ class Evenness:
     uneven: int = 0
     fastest_us: float = 0.0
     slowest_us: float = 0.0
+    disturbed: int = 0
+    waited: int = 0
 
     def __add__(self, other: Evenness) -> Evenness:
         both = [one for one in (self, other) if one.fastest_us]
@@ -83,6 +85,8 @@ class Evenness:
             self.uneven + other.uneven,
             min((one.fastest_us for one in both), default=0.0),
             max((one.slowest_us for one in both), default=0.0),
+            self.disturbed + other.disturbed,
+            self.waited + other.waited,
         )
 
     def __str__(self) -> str:
@@ -90,4 +94,7 @@ class Evenness:
             return "pace of the processor not probed"
         change = self.slowest_us / self.fastest_us
         retaken = f"{self.retaken} rounds taken again for it, {self.uneven} of {self.rounds} uneven"
-        return f"pace of the processor 1 to {change:.2f}, {retaken}"
+        told = f"pace of the processor 1 to {change:.2f}, {retaken}"
+        if not self.disturbed + self.waited:
+            return told
+        return f"{told}; {self.disturbed} taken again for other work, {self.waited} disturbed"

@@ -18,10 +18,10 @@ from vdpa_net.bench.control import MAP_BATCH, control_cases
 from vdpa_net.bench.guests import guest_cases
 from vdpa_net.bench.migrations import migration_cases
 from vdpa_net.bench.native import Peers, require_processors
-from vdpa_net.bench.pace import Probe, probing
+from vdpa_net.bench.pace import probing
 from vdpa_net.bench.report import Report
 from vdpa_net.bench.rings import ring_cases
-from vdpa_net.bench.rounds import run_case
+from vdpa_net.bench.rounds import Conditions, run_case
 from vdpa_net.bench.tap_limits import Bare
 from vdpa_net.bench.taps import tap_cases
 from vdpa_net.bench.terminal import print_goals, print_report
@@ -137,7 +137,7 @@ def _run_groups(options: BenchOptions, directory: Path, progress: ProgressCallba
     peers = Peers(options.seconds)
     with ExitStack() as stack:
         network = stack.enter_context(LabNetwork())
-        measured = Measuring(report, stack.enter_context(probing()))
+        measured = Measuring(report, Conditions(stack.enter_context(probing()), peers.waits))
         bare = cache(lambda: Bare.prepare(peers, network))
         groups: dict[str, Group] = {
             "tap": lambda: tap_cases(bare(), built, directory, network, options.poll_us, quick=options.quick),
@@ -161,7 +161,7 @@ class Measuring:
     """Adds to a report what can be measured, and why the rest can't be."""
 
     report: Report
-    probe: Probe | None = None
+    conditions: Conditions | None = None
 
     def add_group(self, name: str, group: Group, only: str, progress: ProgressCallback) -> None:
         """Set a group up and measure its cases; one that can't be set up leaves the others alone.
@@ -177,7 +177,7 @@ class Measuring:
     def add(self, case: Case) -> None:
         """Measure a case; one that can't be leaves the others alone. Raises MissingTool."""
         with self._kept(case.key):
-            result = run_case(case, self.report.rounds, self.probe)
+            result = run_case(case, self.report.rounds, self.conditions)
             result.ratios()
             self.report.results.append(result)
 

@@ -148,7 +148,8 @@ class Taps:
 
 
 def _case(shape: Shape, contestants: dict[str, Take], goals: list[Goal]) -> Case:
-    return Case(shape.key, f"tap, {shape.title}", shape.unit, contestants, tuple(goals))
+    title, is_crowded = f"tap, {shape.title}", shape.pairs > 1
+    return Case(shape.key, title, shape.unit, contestants, tuple(goals), is_crowded=is_crowded)
 
 
 @contextmanager

@@ -85,11 +85,12 @@ class Driven:
                 self.front_end.ask(f"set fwd {FORWARDING[shape.direction]}", "Set .* packet forwarding mode")
                 self.front_end.ask(f"set txpkts {min(sent.size_bytes, LONG)}", "set txpkts")
                 self.front_end.ask("start", "forwards packets on")
-                value = (
-                    self._sent()
-                    if shape.direction == TX
-                    else shape.value(self._drained(sent), sent.size_bytes)
-                )
+                with self.peers.waits.of(self.who.pid, self.front_end.pid):
+                    value = (
+                        self._sent()
+                        if shape.direction == TX
+                        else shape.value(self._drained(sent), sent.size_bytes)
+                    )
                 self.front_end.ask("stop", r"Done\.")
             finally:
                 self.front_end.pause()
@@ -204,4 +205,5 @@ def _case(shape: Shape, bare: Bare, matches: Mapping[Rings, Match]) -> Case:
         goals += limit_goals(shape, limit)
     takes[dpdk] = partial(match.dpdk.sample, shape, dpdk_bytes)
     key = f"user-{shape.key.partition('-')[2]}"
-    return Case(key, f"virtio_user, {shape.title}", shape.unit, takes, tuple(goals))
+    title = f"virtio_user, {shape.title}"
+    return Case(key, title, shape.unit, takes, tuple(goals), is_crowded=shape.pairs > 1)
