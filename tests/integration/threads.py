@@ -14,9 +14,14 @@ def switches() -> dict[int, tuple[int, int]]:
     for task in Path("/proc/self/task").iterdir():
         status = (task / "status").read_text()
         count = int(status.split("voluntary_ctxt_switches:")[1].split()[0])
-        fields = (task / "stat").read_text().rpartition(")")[2].split()
+        fields = _stat(task)
         found[int(task.name)] = (count, int(fields[11]) + int(fields[12]))
     return found
+
+
+def _stat(task: Path) -> list[str]:
+    """What follows the name: state, parent, ..."""
+    return (task / "stat").read_text().rpartition(")")[2].split()
 
 
 def names() -> dict[int, str]:
@@ -29,7 +34,8 @@ def settle(tasks: set[int]) -> None:
     last: dict[int, tuple[int, int]] = {}
     while time.monotonic() < deadline:
         now = {task: count for task, count in switches().items() if task in tasks}
-        if now == last:
+        # One that waits for a processor has not moved either.
+        if now == last and all(_stat(Path(f"/proc/self/task/{task}"))[0] == "S" for task in tasks):
             return
         last = now
         os.sched_yield()
