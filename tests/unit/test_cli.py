@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from vdpa_net import __version__, cli
-from vdpa_net.cli.table import COMMANDS, Group
+from vdpa_net.cli.table import COMMANDS, Group, run_command
 from vdpa_net.errors import PeerGone
 from vdpa_net.transport.control import ControlClient
 
@@ -116,8 +116,22 @@ def test_every_command_has_help(words: tuple[str, ...]) -> None:
 def test_help_lists_every_command_with_what_it_is_for() -> None:
     done = run("--help")
     assert done.returncode == 0
+    # A summary may go on below itself.
+    told = re.sub(r"\n {4,}", " ", done.stdout)
     for name, entry in COMMANDS.members.items():
-        assert re.search(rf"^  {name} +{re.escape(entry.summary)}$", done.stdout, re.M)
+        assert re.search(rf"^  {name} +{re.escape(entry.summary)}$", told, re.M)
+
+
+@pytest.mark.parametrize("words", [(), *command_names(COMMANDS)], ids=" ".join)
+def test_help_fits_80_columns(
+    words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    with contextlib.suppress(SystemExit):
+        run_command([*words, "--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 5
+    assert [line for line in lines if len(line) > 80] == []
 
 
 def test_without_a_command_there_is_help_and_exit_code_2() -> None:

@@ -11,15 +11,30 @@ from vdpa_net.cli import options
 from vdpa_net.cli.parser import whole_number
 
 DETAILS = """\
-Contestants take turns; a case tells medians, extremes and ratios. Goals that are missed are told in the table
-and by --strict in the exit code. Needs root, the lab image (vdpa-net lab build) and the native ends
-(make bench in a checkout)."""
+groups:
+  tap        the device on a tap, beside a bare tap and DPDK's net_vhost
+  user       the same, driven by DPDK's virtio_user
+  ring       the rings alone, beside DPDK's net_vhost
+  control    register reads, doorbells, maps, start, memory, idle cost
+  guest      a Linux guest, beside the same guest on QEMU's own virtio-net
+  migration  gap and downtime, beside those of QEMU's own virtio-net
+
+examples:
+  vdpa-net bench --quick --json out.json
+  vdpa-net bench --group ring --only tx-64
+  vdpa-net bench --from out.json --plot pictures
+
+Contestants take turns, in rounds. A case tells the median of each, and that of
+the rounds' ratios, with extremes. Goals that are missed are told in the table,
+below it, and with --strict in the exit code. Needs root, the lab image
+(vdpa-net lab build) and the native ends (make bench-peers in a checkout).
+docs/performance.md says what is measured, and how."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments."""
     parser.add_argument(
-        "--quick", action="store_true", help="fewer rounds and cases, every kind of them: a few minutes"
+        "--quick", action="store_true", help="5 rounds, fewer cases, every kind of them: a few minutes"
     )
     parser.add_argument(
         "--group",
@@ -27,12 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         choices=GROUPS,
         metavar="NAME",
-        help=f"only this group of cases, repeatable: {', '.join(GROUPS)}",
+        help="only this group of cases (see below); may be repeated",
     )
-    parser.add_argument("--only", default="", metavar="TEXT", help="only cases whose key has this in it")
-    parser.add_argument("--rounds", type=whole_number(1), metavar="N", help="samples of each contestant")
-    parser.add_argument("--sample-ms", type=whole_number(1), metavar="N", help="length of a sample")
-    parser.add_argument("--plot", type=Path, metavar="DIR", help="draw pictures of the ratios there")
+    parser.add_argument("--only", default="", metavar="TEXT", help="only cases with this in their key")
+    parser.add_argument(
+        "--rounds",
+        type=whole_number(1),
+        metavar="N",
+        help="samples of each contestant (default: 9, with --quick 5)",
+    )
+    parser.add_argument(
+        "--sample-ms", type=whole_number(1), metavar="N", help="length of a sample (default: 100)"
+    )
+    parser.add_argument("--plot", type=Path, metavar="DIR", help="draw the ratios as pictures there")
     parser.add_argument("--strict", action="store_true", help="exit with 1 if a goal is missed")
     parser.add_argument(
         "--from",

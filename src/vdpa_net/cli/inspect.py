@@ -8,9 +8,10 @@ import json
 from pathlib import Path
 
 DETAILS = """\
---socket asks the process that serves a device (started with --control) and disturbs nothing.
---device reads the registers of a device that nothing else drives: a vfio-user server has one client at
-a time, and resets its device when the client leaves.
+--socket asks the process that serves a device (started with --control), and
+disturbs nothing. --device reads the registers of a device that nothing else
+drives: a vfio-user server has one client at a time, and resets its device when
+the client leaves.
 """
 
 

@@ -15,8 +15,10 @@ MIN_MEMORY_MIB = 64
 DETAILS = """\
 guests:
   linux    Linux' virtio_net: ping, iperf3 both ways
-  awkward  Linux that rebinds its driver, resizes rings and channels, is reset and reboots in mid-traffic
-  testpmd  DPDK's net_virtio over VFIO behind a vIOMMU: every frame has to come back as it went
+  awkward  Linux that in mid-traffic rebinds its driver, resizes rings and
+           channels, is reset and reboots
+  testpmd  DPDK's net_virtio over VFIO behind a vIOMMU: every frame has to come
+           back as it went
   uefi     OVMF's own driver: it asks for an address and a boot file
 
 example:

@@ -10,8 +10,9 @@ from vdpa_net.cli.parser import whole_number
 
 MIN_MEMORY_MIB = 128
 DETAILS = """\
-Two level-1 guests on one bridge, each with a served device behind a vIOMMU. In each run a vDPA driver on the
-kernel's VFIO and a QEMU with the level-2 guest, which migrates over the manager network (docs/nested.md)."""
+Two level-1 guests on one bridge, each with a served device behind a vIOMMU. In
+each run a vDPA driver on the kernel's VFIO and a QEMU with the level-2 guest,
+which migrates over the manager network (docs/nested.md)."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

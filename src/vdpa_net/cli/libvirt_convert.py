@@ -10,9 +10,10 @@ from pathlib import Path
 
 DETAILS = """\
 It writes into one directory:
-  NAME.xml                 the domain: vfio-user-pci, shared memory, a vIOMMU that tells the device of maps
-  NAME-ID.sh               per device, the `vdpa-net serve` command
-  vdpa-net-NAME-ID.service per device, a systemd unit for it
+  NAME.xml                  the domain: vfio-user-pci, shared memory, a vIOMMU
+                            that tells the device of maps
+  NAME-ID.sh                per device, the `vdpa-net serve` command
+  vdpa-net-NAME-ID.service  per device, a systemd unit for it
 """
 SCRIPT = """\
 #!/bin/sh

@@ -12,6 +12,8 @@ from typing import NoReturn
 from vdpa_net.errors import OptionError
 
 _DEFAULT_COLUMNS = 80
+MARGIN = 2
+"""Columns that stay free at the right, as argparse has it."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,17 +42,25 @@ class Parser(argparse.ArgumentParser):
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Help texts in one column; `details` keep their line breaks."""
+    """Help texts in one column; `details` keep their line breaks where the terminal is wide enough."""
 
     def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=26, width=_columns() - 2)
+        super().__init__(prog, max_help_position=26, width=columns() - MARGIN)
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        import textwrap  # noqa: PLC0415
+
+        lines = super()._fill_text(text, width, indent).splitlines()
+        room = width + MARGIN
+        return "\n".join(textwrap.fill(line, width) if len(line) > room else line for line in lines)
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         told = type(action.default) in (int, str) and action.default not in ("", argparse.SUPPRESS)
         return f"{action.help} (default: %(default)s)" if told and action.option_strings else action.help
 
 
-def _columns() -> int:
+def columns() -> int:
+    """Those of the terminal, or of what COLUMNS says is one."""
     # What argparse would ask shutil for. It makes a formatter for each argument that is added, and importing
     # shutil, with its compressors, costs more than the whole parser.
     try:

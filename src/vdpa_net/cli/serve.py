@@ -12,7 +12,7 @@ DETAILS = """\
 example:
   vdpa-net serve --socket /tmp/vdpa.sock \\
       --netdev tap,id=hostnet1,ifname=vt0,script=no,downscript=no,vhost=off \\
-      --device virtio-net-pci,netdev=hostnet1,mac=56:4a:b7:4f:4d:a9,iommu_platform=on,ats=on,vdpa=on
+      --device virtio-net-pci,netdev=hostnet1,mac=56:4a:b7:4f:4d:a9,vdpa=on
 """
 
 

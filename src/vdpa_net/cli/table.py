@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Mapping, Sequence
 from typing import Protocol, cast
 
-from vdpa_net.cli.parser import Parser, near
+from vdpa_net.cli.parser import MARGIN, Parser, columns, near
 from vdpa_net.errors import OptionError
 from vdpa_net.record import Record
 
@@ -131,7 +131,7 @@ def _group_help(words: Sequence[str], group: Group) -> str:
     width = 2 + max(len(name) for name in group.members)
     for name, entry in group.members.items():
         lines += textwrap.wrap(
-            f"  {name:{width}}{entry.summary}", width=100, subsequent_indent=" " * (width + 2)
+            f"  {name:{width}}{entry.summary}", width=columns() - MARGIN, subsequent_indent=" " * (width + 2)
         )
     lines += ["", f"{called} COMMAND --help tells more about one."]
     if group is COMMANDS:
