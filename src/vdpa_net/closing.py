@@ -22,3 +22,19 @@ class Closing:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class Starting(Closing):
+    """`with` calls `start` first, and `close` at the end, also where the start fails half-way."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Start what is described."""
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+        except BaseException:
+            self.close()
+            raise
+        return self

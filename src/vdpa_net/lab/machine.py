@@ -22,9 +22,9 @@ import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
+from vdpa_net.closing import Starting
 from vdpa_net.errors import LabError, PeerGone, StateError, VdpaNetError
 from vdpa_net.lab.console import LineReader
 from vdpa_net.lab.guest import Guest
@@ -140,7 +140,7 @@ class Process(Protocol):
         """Signal it."""
 
 
-class Machine:
+class Machine(Starting):
     """A running QEMU. It ends with the context, with `stop`, or when this process dies."""
 
     def __init__(self, options: MachineOptions, directory: Path) -> None:
@@ -280,13 +280,8 @@ class Machine:
             os.close(self._exit_fd)
             self._exit_fd = None
 
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """The same as `stop`."""
         self.stop()
 
     def _running(self) -> Process:

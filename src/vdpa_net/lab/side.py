@@ -17,9 +17,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
+from vdpa_net.closing import Starting
 from vdpa_net.errors import LabError, VdpaNetError
 from vdpa_net.lab.console import LineReader
 from vdpa_net.transport.control import ControlClient
@@ -109,7 +109,7 @@ class SideProcess:
         self.output.join()
 
 
-class Side:
+class Side(Starting):
     """Both roles of a side, whichever processes they run in."""
 
     def __init__(self, options: SideOptions) -> None:
@@ -173,6 +173,10 @@ class Side:
             process.stop()
         self._device = self._driver = None
 
+    def close(self) -> None:
+        """The same as `stop`."""
+        self.stop()
+
     def _processes(self) -> list[SideProcess]:
         found = [process for process in (self._driver, self._device) if process is not None]
         return list(dict.fromkeys(found))
@@ -200,12 +204,3 @@ class Side:
 
     def _vhost_arguments(self) -> list[str]:
         return ["--vhost-socket", str(self.vhost_socket)]
-
-    def __enter__(self) -> Self:
-        self.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()

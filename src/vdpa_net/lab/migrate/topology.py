@@ -11,9 +11,8 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
+from vdpa_net.closing import Starting
 from vdpa_net.errors import LabError
 from vdpa_net.lab.guest import Guest
 from vdpa_net.lab.machine import Machine, MachineOptions
@@ -111,7 +110,7 @@ class HostedGuest:
         self._stack.close()
 
 
-class FlatTopology:
+class FlatTopology(Starting):
     """Network, sides and the guest. Entered in the lab's private network; leaves nothing behind."""
 
     pace: Pace = FLAT
@@ -128,7 +127,7 @@ class FlatTopology:
         self.network: LabNetwork | None = None
         self.announcements: AnnouncementWatch | None = None
 
-    def start_network(self) -> None:
+    def start(self) -> None:
         """The bridge, and both sides with their taps on it; with foreign back ends there is neither."""
         if self.options.backend_sockets is not None:
             for name, path in zip(SIDE_NAMES, self.options.backend_sockets, strict=True):
@@ -215,17 +214,8 @@ class FlatTopology:
     def _netdev(self, side: Side) -> tuple[str, ...]:
         return vhost_netdev(side.vhost_socket, self.options.queue_pairs)
 
-    def __enter__(self) -> Self:
-        try:
-            self.start_network()
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End the QEMUs that are left, and give the network back."""
         for hosted in self._guests[::-1]:
             self.remove(hosted)
         self._stack.close()

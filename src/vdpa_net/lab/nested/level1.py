@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+from vdpa_net.closing import Starting
 from vdpa_net.errors import LabError, PeerGone, StateError
 from vdpa_net.lab import guest
 from vdpa_net.lab.guest import Guest
@@ -69,7 +69,7 @@ def build_guest(image: Image, cache: Path | None = None) -> Guest:
     return guest.build(image, cache=cache, modules=MODULES, agent=False, init="level1.sh")
 
 
-class Level1:
+class Level1(Starting):
     """A running level-1 guest. Used as a context; `call` reaches its agent."""
 
     def __init__(self, options: Level1Options) -> None:
@@ -156,19 +156,6 @@ class Level1:
         self._stack.close()
         if self._channel is not None:
             self._channel.join()
-
-    def __enter__(self) -> Self:
-        try:
-            self.start()
-        except BaseException:
-            self._stack.close()
-            raise
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _machine_options(self, ram: GuestRam, agent_fd: int) -> MachineOptions:
         options = self.options

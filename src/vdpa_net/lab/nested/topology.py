@@ -106,7 +106,7 @@ class NestedTopology(FlatTopology):
         self._wire: MigrationWire | None = None
         self._stack.callback(self._cut_wire)
 
-    def start_network(self) -> None:
+    def start(self) -> None:
         """The bridge; per side the device on its tap, the level-1 guest on it, and the driver in that."""
         say = self.nested.say
         self.network = self._stack.enter_context(LabNetwork(bridge=BRIDGE))

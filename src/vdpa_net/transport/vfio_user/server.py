@@ -9,9 +9,8 @@ import os
 import threading
 from collections.abc import Callable
 from contextlib import ExitStack
-from types import TracebackType
-from typing import Self
 
+from vdpa_net.closing import Closing
 from vdpa_net.errors import PeerGone
 from vdpa_net.transport.fdsocket import FdSocket, Listener, close_fds
 from vdpa_net.transport.vfio_user.bells import Bells
@@ -25,7 +24,7 @@ __all__ = ["PciFunction", "VfioUserServer"]
 _KEPT_ERRORS = 64
 
 
-class VfioUserServer:
+class VfioUserServer(Closing):
     """Serves a PCI function on a Unix socket from construction until `close`.
 
     One client is served at a time; others wait in the socket's backlog until it leaves. When a client leaves,
@@ -68,14 +67,6 @@ class VfioUserServer:
         self._listener.close()
 
     close = stop
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
 
     def _serve(self) -> None:
         while (sock := self._listener.accept()) is not None:
