@@ -7,7 +7,7 @@ This is the whole interface to what is in front of a device: a vfio-user server,
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from vdpa_net.backend import Backend
@@ -16,10 +16,12 @@ from vdpa_net.device import snapshot
 from vdpa_net.device.access import AccessHook, AccessHooks, Place
 from vdpa_net.device.assembly import make_bars, make_config
 from vdpa_net.device.dma import DmaMaps
+from vdpa_net.device.dma_port import DmaPort
 from vdpa_net.device.engine import Engine, native_engine
 from vdpa_net.device.events import EventCallback, Events
 from vdpa_net.device.faults import InstalledFaults
 from vdpa_net.device.function import Doorbell, RegionInfo, Window
+from vdpa_net.device.irq_port import IrqPort
 from vdpa_net.device.kicks import Kicks
 from vdpa_net.device.monitor import Monitor
 from vdpa_net.device.msix import Msix
@@ -43,7 +45,7 @@ _PLANE = "plane"
 _PAGE_REQUESTS = "page requests"
 
 
-class NetDevice(Pacing, Closing):
+class NetDevice(DmaPort, IrqPort, Pacing, Closing):
     """A virtio-net PCI function on a packet back end; with `vdpa` it has the LM registers. Thread-safe.
 
     The back end stays the caller's: `close` takes its carrier down and leaves it open. Raises OptionError for
@@ -164,65 +166,6 @@ class NetDevice(Pacing, Closing):
             wanted = self._hooks.filter(index, offset, data, write=True) if self._hooks else data
             if wanted is not None:
                 window.write(offset, wanted)
-
-    def dma_map(
-        self, iova: int, size: int, fd: int | None, offset: int, *, readable: bool, writable: bool
-    ) -> None:
-        """Let the device reach [iova, iova + size) at `offset` of the file, which stays the caller's.
-
-        Without an fd the range is remembered, so that a later access to it is reported with the reason.
-        Raises DmaError.
-        """
-        with self._lock:
-            self._dma.map(iova, size, fd, offset, readable=readable, writable=writable)
-
-    def dma_unmap(self, iova: int, size: int) -> None:
-        """Undo exactly one map; on return nothing touches the range. Raises DmaError."""
-        with self._lock:
-            self._dma.unmap(iova, size)
-
-    def dma_unmap_within(self, iova: int, size: int) -> int:
-        """Undo the maps inside of [iova, iova + size); on return nothing touches them. How many there were.
-
-        Raises DmaError if a map is only partly inside.
-        """
-        with self._lock:
-            return self._dma.unmap_within(iova, size)
-
-    def dma_unmap_all(self) -> int:
-        """Undo every map; returns how many there were."""
-        with self._lock:
-            return self._dma.unmap_all()
-
-    def map_space(self) -> _native.DmaSpace | None:
-        """What a server may map in and unmap from by itself; None: a subclass has its own way to do that."""
-        own = (NetDevice.dma_map, NetDevice.dma_unmap_within)
-        return self.space if (type(self).dma_map, type(self).dma_unmap_within) == own else None
-
-    def set_irqs(self, start: int, fds: Sequence[int | None]) -> None:
-        """Bind vectors from `start` on to duplicates of these eventfds; None unbinds. Raises AccessError."""
-        with self._lock:
-            self._msix.bind(start, fds)
-
-    def trigger_irqs(self, start: int, flags: Sequence[bool]) -> None:
-        """Raise the vectors from `start` on whose flag is set. Raises AccessError."""
-        with self._lock:
-            self._msix.trigger(start, flags)
-
-    def mask_irqs(self, start: int, flags: Sequence[bool], *, masked: bool) -> None:
-        """Mask or unmask the flagged vectors; what is due on one is raised later. Raises AccessError."""
-        with self._lock:
-            self._msix.mask(start, flags, masked=masked)
-
-    def notify_mask(self, start: int, fds: Sequence[int | None], *, masked: bool) -> None:
-        """Signal duplicates of these eventfds when vectors become masked or unmasked. Raises AccessError."""
-        with self._lock:
-            self._msix.notify_mask(start, fds, masked=masked)
-
-    def disable_irqs(self) -> None:
-        """Unbind and unmask every vector."""
-        with self._lock:
-            self._msix.unbind_all()
 
     def doorbells(self) -> list[Doorbell]:
         """The doorbell of each queue, with the eventfd that does the same as a write to it."""
