@@ -69,7 +69,7 @@ def run_case(case: Case, rounds: int, conditions: Conditions | None = None) -> C
             kept = Round({name: take() for name, take in order.items()})
             evenness += Evenness(rounds=1)
         else:
-            left = (wanted + 1) // 2 - evenness.retaken - evenness.disturbed
+            left = wanted // 2 - evenness.retaken - evenness.disturbed
             watched = conditions if not case.is_crowded else Conditions(conditions.probe)
             kept, others = _calm_round(order, watched, min(RETAKES, left))
             evenness += _evenness(kept, others)

@@ -35,6 +35,7 @@ BURST_FRAMES = 8192
 """Frames in it when its emptying begins."""
 BURST_SEGMENTS = 512
 """The same of frames that are 65,000 bytes long: 33 MB."""
+QUICK_ROUNDS = 3
 BARE_TAP = "bare0"
 BARE_QUEUES_TAP = "bare1"
 
@@ -128,5 +129,16 @@ class Bare:
             }
             name = shape.title.partition(", ")[2]
             key = shape.key.rpartition("-")[2]
-            yield Case(f"limit-write-{key}", f"writing, {name}", shape.unit, writes, subject=WRITE)
-            yield Case(f"limit-read-{key}", f"reading, {name}", shape.unit, reads, subject=READ)
+            for way, told, takes, subject in (
+                ("write", "writing", writes, WRITE),
+                ("read", "reading", reads, READ),
+            ):
+                yield Case(
+                    key=f"limit-{way}-{key}",
+                    title=f"{told}, {name}",
+                    unit=shape.unit,
+                    contestants=takes,
+                    subject=subject,
+                    # There are no goals here: a quick run does with few rounds.
+                    max_rounds=QUICK_ROUNDS if quick else None,
+                )
