@@ -10,6 +10,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::packed::PackedRing;
+use crate::ring::{Areas, Buffers, Ring};
 use crate::split::SplitRing;
 
 /// Which way the packets of a queue go.
@@ -19,20 +20,6 @@ pub enum Direction {
     Receive,
     /// The device reads the buffers.
     Transmit,
-}
-
-/// What both ring formats do.
-pub trait Ring {
-    /// Make up to `count` buffers that the device gave back available again; how many.
-    fn post(&mut self, count: u16) -> u16;
-    /// Take what the device gave back; how many buffers.
-    fn reap(&mut self) -> u16;
-    /// Whether the device wants a kick for what was posted last.
-    fn wants_kick(&self) -> bool;
-    /// Addresses as the vhost-user front end hands them over (user addresses).
-    fn config(&self) -> VringConfigData;
-    /// last_avail_idx of a new ring, as SET_VRING_BASE codes it.
-    fn base(&self) -> u16;
 }
 
 /// A queue with its eventfds.
@@ -52,18 +39,6 @@ pub struct QueueShape {
     pub is_packed: bool,
     /// Bytes of each buffer.
     pub buffer_bytes: usize,
-}
-
-/// Place of the buffers, one for each descriptor.
-pub struct Buffers {
-    /// Offset of the first.
-    pub start: u64,
-    /// Bytes from one to the next.
-    pub stride: u64,
-    /// Bytes that the device is told.
-    pub bytes: u32,
-    /// VIRTQ_DESC_F_WRITE, or 0.
-    pub flags: u16,
 }
 
 impl Queue {
@@ -91,7 +66,7 @@ impl Queue {
             bytes: bytes as u32,
             flags,
         };
-        let areas = Areas::new(memory, shape)?;
+        let areas = Areas::new(memory, shape.size, shape.is_packed)?;
         let memory = Rc::clone(memory);
         let ring: Box<dyn Ring> = if shape.is_packed {
             Box::new(PackedRing::new(memory, areas, shape.size, buffers))
@@ -144,44 +119,5 @@ impl Queue {
             self.fill();
         }
         count
-    }
-}
-
-/// Offsets of the three areas of a ring.
-pub struct Areas {
-    /// Descriptor area.
-    pub desc: u64,
-    /// Driver area.
-    pub driver: u64,
-    /// Device area.
-    pub device: u64,
-}
-
-impl Areas {
-    fn new(memory: &Memory, shape: &QueueShape) -> Result<Self> {
-        let size = usize::from(shape.size);
-        let (driver, device) = if shape.is_packed {
-            (4, 4)
-        } else {
-            (6 + 2 * size, 6 + 8 * size)
-        };
-        Ok(Self {
-            desc: memory.allocate(16 * size, 4096)?,
-            driver: memory.allocate(driver, 64)?,
-            device: memory.allocate(device, 4096)?,
-        })
-    }
-
-    /// As SET_VRING_ADDR tells them.
-    pub fn config(&self, memory: &Memory, size: u16) -> VringConfigData {
-        VringConfigData {
-            queue_max_size: size,
-            queue_size: size,
-            flags: 0,
-            desc_table_addr: memory.address(self.desc),
-            used_ring_addr: memory.address(self.device),
-            avail_ring_addr: memory.address(self.driver),
-            log_addr: None,
-        }
     }
 }

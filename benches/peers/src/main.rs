@@ -33,6 +33,7 @@ mod memory;
 mod pace;
 mod packed;
 mod packet;
+mod ring;
 mod session;
 mod spin;
 mod split;

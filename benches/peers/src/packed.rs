@@ -6,8 +6,8 @@ use std::sync::atomic::Ordering;
 
 use vhost::VringConfigData;
 
-use crate::driver::{Areas, Buffers, Ring};
 use crate::memory::Memory;
+use crate::ring::{Areas, Buffers, Ring};
 
 const AVAIL: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
