@@ -10,12 +10,28 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from vdpa_net.bench.native import DEVICE_CPU, FRONT_END_CPU, Peers
 from vdpa_net.bench.testpmd import Testpmd
 from vdpa_net.lab.image import Image
+from vdpa_net.lab.network import LabNetwork
 from vdpa_net.lab.side import SideProcess
+
+
+@dataclass(frozen=True)
+class Site:
+    """What contestants are started with, the same for all groups of a run.
+
+    `poll_us` is how long our devices poll after work, None: their default; a `quick` run leaves cases out.
+    """
+
+    image: Image
+    directory: Path
+    network: LabNetwork
+    poll_us: int | None
+    quick: bool
 
 
 class Device:

@@ -7,12 +7,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from vdpa_net.bench.case import SUBJECT, Case, Goal
-from vdpa_net.bench.contestants import Device, Dpdk, drive
+from vdpa_net.bench.contestants import Device, Dpdk, Site, drive
 from vdpa_net.bench.native import Peers
-from vdpa_net.lab.image import Image
 
 DPDK = "DPDK net_vhost + net_null"
 DPDK_LOOP = "DPDK net_vhost to itself"
@@ -32,9 +30,7 @@ TITLES = {"tx": "transmit", "rx": "receive", "loop": "loopback"}
 
 
 @contextmanager
-def ring_cases(
-    peers: Peers, image: Image, directory: Path, poll_us: int | None = None, *, quick: bool = True
-) -> Iterator[list[Case]]:
+def ring_cases(peers: Peers, site: Site) -> Iterator[list[Case]]:
     """Transmit and receive on `null`, and frames that come back on `loopback`; both ring formats.
 
     A quick run has packed rings with 64 bytes, and 64 bytes alone on `loopback`.
@@ -43,12 +39,12 @@ def ring_cases(
     with ExitStack() as stack:
 
         def device(name: str, netdev: str) -> Device:
-            made = Device(name, netdev, directory, ",packed=on", poll_us=poll_us)
+            made = Device(name, netdev, site.directory, ",packed=on", poll_us=site.poll_us)
             stack.callback(made.close)
             return made
 
         def dpdk(name: str, port: str) -> Dpdk:
-            made = Dpdk(name, port, image, directory)
+            made = Dpdk(name, port, site.image, site.directory)
             stack.callback(made.close)
             return made
 
@@ -60,7 +56,7 @@ def ring_cases(
         match = _Match(peers, device("loop", "loopback,id=n"), dpdk("dpdk-loop", ""), DPDK_LOOP)
         for size in SIZES_BYTES:
             cases += match.cases("loop", size)
-        yield [case for case in cases if not (quick and case.key in LONG_RUN_ONLY)]
+        yield [case for case in cases if not (site.quick and case.key in LONG_RUN_ONLY)]
 
 
 @dataclass(frozen=True)

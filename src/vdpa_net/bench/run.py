@@ -14,6 +14,7 @@ from rich.console import Console
 
 from vdpa_net.bench import GROUPS, host
 from vdpa_net.bench.case import Case
+from vdpa_net.bench.contestants import Site
 from vdpa_net.bench.control import MAP_BATCH, control_cases
 from vdpa_net.bench.guests import guest_cases
 from vdpa_net.bench.migrations import migration_cases
@@ -139,12 +140,11 @@ def _run_groups(options: BenchOptions, directory: Path, progress: ProgressCallba
         network = stack.enter_context(LabNetwork())
         measured = Measuring(report, Conditions(stack.enter_context(probing()), peers.waits))
         bare = cache(lambda: Bare.prepare(peers, network))
+        site = Site(built, directory, network, options.poll_us, options.quick)
         groups: dict[str, Group] = {
-            "tap": lambda: tap_cases(bare(), built, directory, network, options.poll_us, quick=options.quick),
-            "user": lambda: user_cases(
-                bare(), built, directory, network, options.poll_us, quick=options.quick
-            ),
-            "ring": lambda: ring_cases(peers, built, directory, options.poll_us, quick=options.quick),
+            "tap": lambda: tap_cases(bare(), site),
+            "user": lambda: user_cases(bare(), site),
+            "ring": lambda: ring_cases(peers, site),
             "control": lambda: control_cases(directory, network, quick=options.quick),
             "guest": lambda: guest_cases(built, directory, network, options.seconds, quick=options.quick),
             "migration": lambda: migration_cases(directory, quick=options.quick),

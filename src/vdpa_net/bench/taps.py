@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from vdpa_net.bench.case import SUBJECT, Case, Goal, Take
-from vdpa_net.bench.contestants import Device, Dpdk, drive
+from vdpa_net.bench.contestants import Device, Dpdk, Site, drive
 from vdpa_net.bench.native import Peers
 from vdpa_net.bench.shapes import LONG, RX, SMALL, TX, Shape, shapes
 from vdpa_net.bench.tap_limits import (
@@ -20,8 +19,6 @@ from vdpa_net.bench.tap_limits import (
     Bare,
     burst_frames,
 )
-from vdpa_net.lab.image import Image
-from vdpa_net.lab.network import LabNetwork
 
 DPDK = "DPDK net_vhost + net_tap"
 DPDK_LONG = "DPDK net_vhost + net_tap, 1500 B"
@@ -153,27 +150,21 @@ def _case(shape: Shape, contestants: dict[str, Take], goals: list[Goal]) -> Case
 
 
 @contextmanager
-def tap_cases(
-    bare: Bare,
-    image: Image,
-    directory: Path,
-    network: LabNetwork,
-    poll_us: int | None = None,
-    *,
-    quick: bool = True,
-) -> Iterator[list[Case]]:
+def tap_cases(bare: Bare, site: Site) -> Iterator[list[Case]]:
     """Limits and the device in both directions; GSO, packed rings, two queue pairs, logging."""
     with ExitStack() as stack:
 
         def device(tap: str, queues: int, *, pinned: bool) -> OnTap:
             netdev = f"tap,id=n,ifname={tap},queues={queues}"
-            made = Device(tap, netdev, directory, ",packed=on,mq=on", pinned=pinned, poll_us=poll_us)
+            made = Device(
+                tap, netdev, site.directory, ",packed=on,mq=on", pinned=pinned, poll_us=site.poll_us
+            )
             stack.callback(made.close)
             return OnTap(made, tap)
 
         def dpdk(tap: str, queues: int) -> OnTap:
             port = f"net_tap0,iface={tap}"
-            made = Dpdk(f"dpdk-{tap}", port, image, directory, queue_pairs=queues, cores=queues)
+            made = Dpdk(f"dpdk-{tap}", port, site.image, site.directory, queue_pairs=queues, cores=queues)
             stack.callback(made.close)
             return OnTap(made, tap)
 
@@ -186,6 +177,6 @@ def tap_cases(
             dpdk(DPDK_TWO_PAIRS_TAP, 2),
         )
         for tap in (DEVICE_TAP, TWO_PAIRS_TAP, DPDK_TAP, DPDK_TWO_PAIRS_TAP):
-            network.set_up(tap, True)
-            network.set_queue_length(tap, QUEUE_FRAMES)
-        yield [*taps.bare.cases(quick=quick), *taps.cases(quick=quick)]
+            site.network.set_up(tap, True)
+            site.network.set_queue_length(tap, QUEUE_FRAMES)
+        yield [*taps.bare.cases(quick=site.quick), *taps.cases(quick=site.quick)]

@@ -13,18 +13,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 from vdpa_net.bench.case import SUBJECT, Case, Goal, Take
-from vdpa_net.bench.contestants import Device, Dpdk
+from vdpa_net.bench.contestants import Device, Dpdk, Site
 from vdpa_net.bench.native import FRONT_END_CPU, Peers
 from vdpa_net.bench.shapes import BOTH, DIRECTIONS, GSO_BYTES, LONG, MIDDLE, RX, SMALL, TX, Shape
 from vdpa_net.bench.tap_limits import BURST_SEGMENTS, RING_SIZE, Bare
 from vdpa_net.bench.taps import FLOWS, dpdk_for, limit_goals
 from vdpa_net.bench.testpmd import Testpmd
 from vdpa_net.errors import LabError
-from vdpa_net.lab.image import Image
-from vdpa_net.lab.network import LabNetwork
 
 FORWARDING = {TX: "txonly", RX: "rxonly", BOTH: "io"}
 BURST_FRAMES = 32_768
@@ -139,23 +136,15 @@ class Match:
 
 
 @contextmanager
-def user_cases(
-    bare: Bare,
-    image: Image,
-    directory: Path,
-    network: LabNetwork,
-    poll_us: int | None = None,
-    *,
-    quick: bool = True,
-) -> Iterator[list[Case]]:
+def user_cases(bare: Bare, site: Site) -> Iterator[list[Case]]:
     """Transmit, receive and both, split and packed, with the bare tap as the limit."""
     with ExitStack() as stack:
 
         def driven(who: Device | Dpdk, tap: str, rings: Rings) -> Driven:
             stack.callback(who.close)
-            network.set_up(tap, True)
-            network.set_queue_length(tap, QUEUE_FRAMES)
-            front_end = _front_end(f"user-{tap}", who, image, directory, rings)
+            site.network.set_up(tap, True)
+            site.network.set_queue_length(tap, QUEUE_FRAMES)
+            front_end = _front_end(f"user-{tap}", who, site, rings)
             stack.callback(front_end.close)
             return Driven(who, tap, front_end, bare.peers)
 
@@ -163,23 +152,25 @@ def user_cases(
             ours, theirs = f"user{number}", f"userdpdk{number}"
             netdev = f"tap,id=n,ifname={ours},queues={rings.pairs}"
             pinned = rings.pairs == 1
-            device = Device(ours, netdev, directory, ",packed=on,mq=on", pinned=pinned, poll_us=poll_us)
+            device = Device(
+                ours, netdev, site.directory, ",packed=on,mq=on", pinned=pinned, poll_us=site.poll_us
+            )
             port = f"net_tap0,iface={theirs}"
             # One core also for two pairs: a second one would fight with the front end, which polls, too.
-            dpdk = Dpdk(theirs, port, image, directory, queue_pairs=rings.pairs)
+            dpdk = Dpdk(theirs, port, site.image, site.directory, queue_pairs=rings.pairs)
             return Match(driven(device, ours, rings), driven(dpdk, theirs, rings))
 
         matches = {rings: match(number, rings) for number, rings in enumerate(RINGS)}
-        yield [_case(shape, bare, matches) for shape in user_shapes(quick=quick)]
+        yield [_case(shape, bare, matches) for shape in user_shapes(quick=site.quick)]
 
 
-def _front_end(name: str, who: Device | Dpdk, image: Image, directory: Path, rings: Rings) -> Testpmd:
+def _front_end(name: str, who: Device | Dpdk, site: Site, rings: Rings) -> Testpmd:
     ring = f"queues={rings.pairs},queue_size={RING_SIZE},packed_vq={int(rings.packed)}"
     with who.turn() as socket:
         front_end = Testpmd(
             name,
-            image,
-            directory,
+            site.image,
+            site.directory,
             drivers=("net_virtio",),
             lcores=f"0@{FRONT_END_CPU},1@{FRONT_END_CPU}",
             eal=("--vdev", f"net_virtio_user0,path={socket},mac={MAC},{ring}"),
