@@ -29,18 +29,28 @@ def row(result: CaseResult) -> str:
     case = result.case
     peers = [name for name in result.series if name != case.subject]
     told = [f"{name} {result.series[name]}" for name in peers]
-    ratios = [str(result.ratio(name)) for name in peers]
+    ratios = [_ratio(result, name) for name in peers]
     goals = [_goal(result, name) for name in peers]
+    own = result.series[case.subject]
+    figure = str(own)
     if case.bound:
-        holds = case.bound.holds(result.series[case.subject].median)
+        holds = case.bound.holds(own.median)
+        figure = case.bound.words(own.median) + figure.removeprefix(own.middle)
         goals.append(str(case.bound) + ("" if holds else " (**missed**)"))
     cells = (
         case.title,
         case.unit,
-        str(result.series[case.subject]),
+        figure,
         *map("<br>".join, (told, ratios, goals)),
     )
     return f"| {' | '.join(cells)} |"
+
+
+def _ratio(result: CaseResult, versus: str) -> str:
+    """In digits that do not belie the verdict beside it."""
+    ratio, goal = result.ratio(versus), result.goal(versus)
+    words = str(ratio)
+    return words if goal is None else goal.words(ratio.median) + words.removeprefix(ratio.middle)
 
 
 def _goal(result: CaseResult, versus: str) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vdpa_net.bench.case import Case, CaseResult
+from vdpa_net.bench.case import Case, CaseResult, Goal
 from vdpa_net.bench.families import by_family, title
 from vdpa_net.bench.report import Report
 from vdpa_net.errors import MissingTool
@@ -28,7 +28,10 @@ NO_GOAL, HELD, MISSED, INK, FAINT = "#8fa9c4", "#4d8f5b", "#d9846f", "#1b1f24", 
 
 @dataclass(frozen=True)
 class Bar:
-    """One bar: its label, the ratio with its extremes, and the goal, if there is one."""
+    """One bar: its label, the ratio with its extremes, and the goal, if there is one.
+
+    `told` is the ratio in digits that do not belie the verdict.
+    """
 
     label: str
     ratio: float
@@ -37,13 +40,14 @@ class Bar:
     goal: str = ""
     at: float | None = None
     holds: bool = True
+    told: str = ""
 
     @property
     def words(self) -> str:
         """What stands behind the bar."""
         goal = self.goal.replace(">=", "≥").replace("<=", "≤")
         verdict = "" if self.at is None else f", goal {goal}" if self.holds else f", MISSED {goal}"
-        return f"{self.ratio:.2f}{verdict}"
+        return f"{self.told or f'{self.ratio:.2f}'}{verdict}"
 
 
 def bars(result: CaseResult) -> Iterator[Bar]:
@@ -57,12 +61,14 @@ def bars(result: CaseResult) -> Iterator[Bar]:
         else:
             at = goal.at_most if goal.at_least is None else goal.at_least
             holds = goal.holds(ratio.median)
-            yield Bar(versus, ratio.median, ratio.min, ratio.max, goal.short, at, holds)
+            told = goal.words(ratio.median)
+            yield Bar(versus, ratio.median, ratio.min, ratio.max, goal.short, at, holds, told)
     if case.bound and case.bound.at_most:
         limit = case.bound.at_most
         low, median, high = (value / limit for value in (min(own.samples), own.median, max(own.samples)))
         label = f"limit of {limit:g} {case.unit}"
-        yield Bar(label, median, low, high, "<= 1", 1.0, case.bound.holds(own.median))
+        told = Goal(label, at_most=1.0).words(median)
+        yield Bar(label, median, low, high, "<= 1", 1.0, case.bound.holds(own.median), told)
 
 
 def draw(report: Report, directory: Path) -> list[Path]:
