@@ -100,9 +100,9 @@ def test_a_bar_says_its_ratio_its_goal_and_whether_that_is_missed() -> None:
 def test_a_miss_that_rounding_would_hide_is_told_in_more_digits() -> None:
     case = Case("a-b", "c", "us", goals=(Goal(PEER, at_least=0.95),), bound=Bound(15.0))
     near = CaseResult(case, {SUBJECT: Series([15.04]), PEER: Series([15.84])})
-    assert [bar.words for bar in bars(near)] == ["0.9495, MISSED ≥ 0.95", "1.003, MISSED ≤ 1"]
+    assert [bar.words for bar in bars(near)] == ["0.949, MISSED ≥ 0.95", "1.003, MISSED ≤ 1"]
     assert markdown.row(near) == (
-        "| c | us | 15.04 | DPDK 15.8 | 0.9495 | >= 0.95 (**missed**)<br><= 15 (**missed**) |"
+        "| c | us | 15.04 | DPDK 15.8 | 0.949 | >= 0.95 (**missed**)<br><= 15 (**missed**) |"
     )
 
 
