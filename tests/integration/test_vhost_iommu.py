@@ -11,65 +11,22 @@ from pathlib import Path
 
 import pytest
 
+from integration.iommu_guest import END, IOVA_BASE, IOVA_BYTES, PATIENCE_S, IommuGuest
 from integration.vhost_steps import await_true
 from vdpa_net.device.packet_hooks import Packet
 from vdpa_net.errors import PeerError
 from vdpa_net.testing.dirty_log import DirtyLog
-from vdpa_net.testing.front_end import WANTED_PROTOCOL_FEATURES, Manners
-from vdpa_net.testing.front_end_iommu import IommuFrontEnd
-from vdpa_net.testing.guest_cpu import RX, TX, GuestCpu, Wires
+from vdpa_net.testing.front_end import WANTED_PROTOCOL_FEATURES
+from vdpa_net.testing.guest_cpu import RX, TX
 from vdpa_net.testing.guest_memory import PAGE_BYTES, GuestMemory
-from vdpa_net.testing.iova_memory import IovaMemory
-from vdpa_net.testing.net_queues import NetQueues
-from vdpa_net.testing.split_ring import SplitRing
 from vdpa_net.testing.vhost_connection import Request
 from vdpa_net.testing.vhost_guest import VhostGuest
 from vdpa_net.testing.vhost_side import VhostSide
 
 MAC = "52:54:00:00:00:2a"
-HIGH = 1 << 32
-IOVA_BASE = 0xFE00_0000
-IOVA_BYTES = 8 << 20
-PHYSICAL = ((0, 1 << 20), (HIGH, 15 << 20))
-END = HIGH + (15 << 20)
-PATIENCE_S = 20
 U64 = struct.Struct("<Q")
 STATE = struct.Struct("<II")
 REPLY_ACK = 1 << 3
-
-
-class IommuGuest:
-    """As `VhostGuest`, behind an IOMMU."""
-
-    def __init__(
-        self,
-        path: Path,
-        *,
-        base: int = IOVA_BASE,
-        protocol_features: int = WANTED_PROTOCOL_FEATURES,
-        manners: Manners | None = None,
-    ) -> None:
-        self.physical = GuestMemory(PHYSICAL)
-        self.memory = IovaMemory(self.physical, base, IOVA_BYTES, seed=3)
-        self.rings = [SplitRing.allocate(self.memory, 256) for _ in (RX, TX)]
-        self.cpu = GuestCpu(NetQueues(self.memory, self.rings[RX], self.rings[TX]))
-        self.front_end = IommuFrontEnd(
-            path, self.memory, self.rings, protocol_features=protocol_features, manners=manners
-        )
-
-    def resume(self) -> None:
-        self.cpu.run(Wires(self.front_end.kick, self.front_end.call_fds))
-
-    def run(self, frames: int) -> None:
-        self.resume()
-        assert self.cpu.wait_for_frames(frames, PATIENCE_S, PATIENCE_S)
-        self.cpu.pause()
-
-    def close(self) -> None:
-        self.cpu.close()
-        self.front_end.close()
-        self.memory.close()
-        self.physical.close()
 
 
 @pytest.fixture(params=[False, True], ids=["in process", "page requests over vfio-user"])

@@ -8,7 +8,7 @@
 
 use super::inbox::Inbox;
 use super::offered::Lined;
-use super::receive::{Batch, Delivery, Ended};
+use super::receive::{check_writable, Batch, Delivery, Ended};
 use crate::backend::{Received, LONG_BYTES};
 use crate::counters::Drop;
 use crate::filter::FILTERED_BYTES;
@@ -126,15 +126,12 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
         if !self.ring.pop(self.memory, self.chain)? {
             return Ok(false);
         }
-        for range in &self.chain.writable {
-            if let Err(error) = self.memory.check(*range, true) {
-                self.ring.unpop(self.chain.taken);
-                return Err(error.into());
-            }
-            if self.memory.check(*range, false).is_err() {
-                self.memory.forget_miss();
-                self.inbox.is_direct = false;
-            }
+        // First: a chain of which something was asked for does not go the other way before that has come.
+        check_writable(self.memory, self.ring, self.chain)?;
+        let mut ranges = self.chain.writable.iter();
+        if ranges.any(|range| self.memory.check(*range, false).is_err()) {
+            self.memory.forget_miss();
+            self.inbox.is_direct = false;
         }
         self.inbox.add(self.chain);
         Ok(true)

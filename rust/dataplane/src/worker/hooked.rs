@@ -257,6 +257,7 @@ impl Pair {
                 port: self.port.receiver(),
                 counters: BatchCounters::default(),
                 port_ended: None,
+                waits_for_maps: self.space.waits_for_maps(),
             };
             batch.fetch(1)
         })

@@ -4,9 +4,9 @@
 
 use super::direct::Direct;
 use super::inbox::Inbox;
-use super::receive::{Batch, Ended};
+use super::receive::{check_writable, Batch, Ended};
 use crate::counters::Drop;
-use crate::memory::Range;
+use crate::memory::{Memory, Range};
 use crate::net::{self, HEADER_BYTES};
 use crate::ring::{Ring, RingResult, LINE_CHAINS};
 
@@ -72,6 +72,7 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
             if result.is_err()
                 || !single.is_writable
                 || single.buffer.len < place.len
+                || (self.waits_for_maps && !is_mapped(self.memory, single.buffer))
                 || !self.memory.compose(place, |canvas| offer.write(canvas))
             {
                 break;
@@ -126,6 +127,9 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
         if !self.ring.pop(self.memory, self.chain)? {
             return Ok(Direct::Nothing(Ended::NoBuffers));
         }
+        if self.waits_for_maps {
+            check_writable(self.memory, self.ring, self.chain)?;
+        }
         let taken = self.chain.taken;
         if let Err(fault) = self.ring.disable_kicks(self.memory) {
             self.ring.unpop(taken);
@@ -147,4 +151,13 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
         self.counters.packet((len - HEADER_BYTES) as u64);
         Ok(Direct::Delivered { chains: 1 })
     }
+}
+
+/// Whether all of a buffer can be written to, as `check_writable` finds out. The usual way asks for what is missing.
+fn is_mapped(memory: &Memory<'_>, buffer: Range) -> bool {
+    let is_mapped = memory.check(buffer, true).is_ok();
+    if !is_mapped {
+        memory.forget_miss();
+    }
+    is_mapped
 }

@@ -187,8 +187,10 @@ impl Slot {
         let missed = memory.missed();
         self.publish_what_is_done(queue, &memory);
         queue.counters.dirtied(&memory);
+        // Under the guard: a map that comes now takes the request back, one that has come is none to ask for.
+        let is_asked = missed.is_some_and(|miss| space.request_map(miss));
         drop(memory);
-        if missed.is_some_and(|miss| space.request_map(miss)) {
+        if is_asked {
             self.waits_since = Some(generation);
             return true;
         }

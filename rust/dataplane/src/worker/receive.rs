@@ -80,7 +80,8 @@ impl Pair {
                 let memory = &memory;
                 let (port, counters) = (self.port.receiver(), BatchCounters::default());
                 let batch = Batch {
-                    pair: self, memory, ring, chain, inbox, is_mergeable, port, counters, port_ended: None
+                    pair: self, memory, ring, chain, inbox, is_mergeable, port, counters, port_ended: None,
+                    waits_for_maps: self.space.waits_for_maps(),
                 };
                 batch.run(budget)
             })
@@ -118,6 +119,8 @@ pub(super) struct Batch<'a, 'm, R: Ring + ?Sized> {
     pub(super) counters: BatchCounters,
     /// Why the back end has given no more, in this batch.
     pub(super) port_ended: Option<Ended>,
+    /// Whether maps come when they are asked for.
+    pub(super) waits_for_maps: bool,
 }
 
 impl<R: Ring + ?Sized> Batch<'_, '_, R> {
@@ -262,9 +265,18 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
             if !self.ring.pop(self.memory, self.chain)? {
                 return Ok(Delivery::NoBuffers);
             }
+            self.check_popped()?;
             self.inbox.add(self.chain);
         }
         Ok(Delivery::Done)
+    }
+
+    /// Where maps come when they are asked for, all of a chain has to be mapped before it is used; if not, it goes back.
+    fn check_popped(&mut self) -> RingResult<()> {
+        if self.waits_for_maps {
+            check_writable(self.memory, self.ring, self.chain)?;
+        }
+        Ok(())
     }
 
     /// Whether a packet may lie in one chain more than were taken.
@@ -293,4 +305,21 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
         self.counters.packet((len - HEADER_BYTES) as u64);
         Ok(())
     }
+}
+
+/// Check that all of a chain that was popped can be written to; if not, it goes back.
+///
+/// A short packet does not reach every page of its buffer, and all of them may have been asked for, with those of other
+/// chains. The answer must not come when the driver has the buffer back: an IOMMU reports that as a fault of the device.
+pub(super) fn check_writable(
+    memory: &Memory<'_>,
+    ring: &mut (impl Ring + ?Sized),
+    chain: &Chain,
+) -> RingResult<()> {
+    let mut ranges = chain.writable.iter();
+    let checked = ranges.try_for_each(|range| memory.check(*range, true));
+    checked.map_err(|error| {
+        ring.unpop(chain.taken);
+        error.into()
+    })
 }
