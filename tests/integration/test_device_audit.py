@@ -73,7 +73,7 @@ def test_a_device_that_marks_nothing_is_found_out_on_every_page(guest: LoopbackG
     assert {page for page, _interval in result["unmarked"]} == set(result["written"])
 
 
-def test_pages_are_counted_from_a_point_on_and_below_a_page(guest: LoopbackGuest) -> None:
+def test_pages_are_counted_from_a_point_on_and_within_ranges(guest: LoopbackGuest) -> None:
     audit = DeviceAudit(guest.device)
     audit.arm()
     assert guest.start_logging()
@@ -82,8 +82,15 @@ def test_pages_are_counted_from_a_point_on_and_below_a_page(guest: LoopbackGuest
     send(guest, 2)
     count = audit.end_interval()
     assert count > 0
-    assert audit.end_interval(below_page=0) == 0
+    assert audit.end_interval(within=[]) == 0
     assert audit.end_interval() >= count
+    written = audit.result()["written"]
+    assert isinstance(written, list)
+    alone = [audit.end_interval(within=[(page, page + 1)]) for page in written]
+    assert sum(alone) == audit.end_interval()
+    assert audit.end_interval(within=[(written[0], written[3]), (written[4], written[9])]) == sum(
+        alone[:3] + alone[4:9]
+    )
     audit.close()
 
 

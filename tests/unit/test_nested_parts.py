@@ -44,6 +44,16 @@ def test_pages_are_compared_by_the_guests_own_numbers() -> None:
         assert source.differing_pages(destination) == [5]
 
 
+def test_pages_are_found_in_the_level_1_guests_file() -> None:
+    with GuestRam("host", 8 * PIECE) as host:
+        ram = Level2Ram(host, Path("x"), PIECE, [3 * PIECE, PIECE, 6 * PIECE])
+        assert ram.file_pages(0, 12) == [(12, 16), (4, 8), (24, 28)]
+        assert ram.file_pages(0, 5) == [(12, 16), (4, 5)]
+        assert ram.file_pages(6, 9) == [(6, 8), (24, 25)]
+        assert ram.file_pages(7, 8) == [(7, 8)]
+        assert ram.file_pages(0, 0) == []
+
+
 def test_piece_outside_of_the_level_1_guest_is_refused() -> None:
     with GuestRam("host", 2 * PIECE) as host, pytest.raises(LabError, match="a piece at 0x8000"):
         Level2Ram(host, Path("x"), PIECE, [2 * PIECE])

@@ -80,17 +80,20 @@ class DeviceAudit:
             self._pages = FilePages(self._space) if by_file else IovaPages(self._space)
             self._pages.record(True)
 
-    def end_interval(self, below_page: int | None = None, *, anew: bool = False) -> int:
+    def end_interval(self, within: Sequence[Sequence[int]] | None = None, *, anew: bool = False) -> int:
         """End an interval, if the device logs; the data plane stands still for a moment.
 
-        Returns how many pages (of those below a page number) were written since the call with `anew`. Raises
-        StateError if there is no audit, with the reason.
+        Returns how many pages were written since the call with `anew`, of those in the ranges `within` (the
+        first page and the one behind the last, by the audit's numbers), else of all. Raises StateError if
+        there is no audit, with the reason.
         """
         with self._lock:
             self._need_audit()
             written = self._take_interval()
             self._since = set() if anew else self._since | written
-            return sum(below_page is None or page < below_page for page in self._since)
+            if within is None:
+                return len(self._since)
+            return sum(any(first <= page < end for first, end in within) for page in self._since)
 
     def result(self) -> dict[str, object]:
         """End the last interval, and tell everything. Raises StateError if there is no audit.

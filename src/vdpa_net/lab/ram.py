@@ -31,6 +31,9 @@ class Ram(Protocol):
     def filled_pages(self) -> int:
         """How many pages hold something else than zeros."""
 
+    def file_pages(self, first: int, end: int) -> list[tuple[int, int]]:
+        """Where pages [first, end) lie in the file behind the RAM: ranges of the same kind, in order."""
+
 
 class GuestRam(Closing):
     """`size_bytes` of RAM for one QEMU, zero at first.
@@ -79,6 +82,10 @@ class GuestRam(Closing):
         """How many pages hold something else than zeros."""
         with memoryview(self.view) as view:
             return filled_pages(view)
+
+    def file_pages(self, first: int, end: int) -> list[tuple[int, int]]:
+        """Where pages [first, end) lie in the file: an address is an offset."""
+        return [(first, end)]
 
     def close(self) -> None:
         """Give the memory back (QEMU has its own reference while it runs)."""

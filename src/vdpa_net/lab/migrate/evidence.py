@@ -43,8 +43,14 @@ def ring_name(queue: int, queue_pairs: int) -> str:
     return name if queue_pairs == 1 else f"{name}{queue // 2}"
 
 
-def describe_pages(pages: Sequence[int], source: HostedGuest, destination: Ram) -> dict[int, str]:
-    """For the first differing pages: what the source's device wrote there last, and what is there now."""
+def describe_pages(
+    pages: Sequence[int], source: HostedGuest, destination: Ram, *, by_file: bool = False
+) -> dict[int, str]:
+    """For the first differing pages: what the source's device wrote there last, and what is there now.
+
+    `by_file`: the device's audit numbers pages by the file behind them; its rings have addresses of their own
+    then.
+    """
     first = sorted(pages)[:DETAIL_LIMIT]
     if not source.side.is_watched or not first:
         return {}
@@ -52,9 +58,11 @@ def describe_pages(pages: Sequence[int], source: HostedGuest, destination: Ram) 
         int(record[part]) >> 12: f"{part} area of vq{record['queue']}"
         for record in source.side.driver("evidence")["queues"]
         for part in ("descriptor", "driver", "device")
+        if not by_file
     }
+    audited = [source.ram.file_pages(page, page + 1)[0][0] for page in first] if by_file else first
     found: dict[int, str] = {}
-    for page, write in zip(first, source.side.device("audit_last_writes", pages=first), strict=True):
+    for page, write in zip(first, source.side.device("audit_last_writes", pages=audited), strict=True):
         where = f" ({rings[page]})" if page in rings else ""
         if write is None:
             found[page] = f"{where} the device wrote nothing there while it logged"

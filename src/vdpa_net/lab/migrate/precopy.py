@@ -56,7 +56,8 @@ class PrecopyOptions:
     """How to hold. `bandwidth_bytes_per_s` limits every phase; `downtime_limit_ms` is QEMU's, at the end.
 
     Where the driver marks pages in place of the device (`device_logs` is false), the receive buffers count
-    that the device has filled: each is a page or more.
+    that the device has filled: each is a page or more. `audits_by_file`: the device's audit numbers pages by
+    the file behind them (`device.audit_pages`), as a page has now one IOVA and then another.
     """
 
     wanted_pages: int
@@ -65,6 +66,7 @@ class PrecopyOptions:
     bandwidth_bytes_per_s: int = FULL_SPEED_BYTES_PER_S
     pace: Pace = FLAT
     device_logs: bool = True
+    audits_by_file: bool = False
 
     def limits(self, bytes_per_s: int, downtime_ms: int | None = None) -> dict[str, int]:
         """QEMU's migration parameters."""
@@ -294,7 +296,15 @@ class Precopy:
         if not self.options.device_logs:
             return self._filled_buffers()
         device("audit_end_interval", anew=True)
-        return lambda: int(device("audit_end_interval", below_page=load.sent_pages))
+        return lambda: int(device("audit_end_interval", within=self._sent(load)))
+
+    def _sent(self, load: Load) -> list[tuple[int, int]] | None:
+        """The pages that have been sent, by the numbers of the device's audit; None: all."""
+        if load.sent_pages is None:
+            return None
+        if self.options.audits_by_file:
+            return self.source.ram.file_pages(0, load.sent_pages)
+        return [(0, load.sent_pages)]
 
     def _filled_buffers(self) -> Callable[[], int]:
         def completed() -> list[int]:

@@ -178,6 +178,7 @@ class Migration:
             FULL_SPEED_BYTES_PER_S if bandwidth is None else bandwidth * MIB,
             topology.pace,
             device_logs=self._device_logs,
+            audits_by_file=topology.options.iommu,
         )
         # Odd rounds compare RAM, even ones time the gap.
         compares_ram = number % 2 == 1 and not options.gap_only

@@ -148,8 +148,7 @@ class RoundRunner:
         precopy.wire = self._topology.wire
         precopy.prepare()
         if self._watched:
-            # Behind a vIOMMU a page has now one IOVA and then another.
-            self._source.side.device("audit_arm", by_file=self._topology.options.iommu)
+            self._source.side.device("audit_arm", by_file=self._options.precopy.audits_by_file)
         if not self._options.compares_ram:
             # The destination goes on by itself as soon as it has everything.
             destination.qmp("cont")
@@ -262,7 +261,9 @@ class RoundRunner:
             source = self._source.ram
             self._round.differing = source.differing_pages(destination.ram)
             self._round.total_pages = source.size_bytes // PAGE_BYTES
-            self._round.page_notes = describe_pages(self._round.differing, self._source, destination.ram)
+            by_file = self._options.precopy.audits_by_file
+            notes = describe_pages(self._round.differing, self._source, destination.ram, by_file=by_file)
+            self._round.page_notes = notes
             self._timeline.compared_ns = time.monotonic_ns()
             destination.machine.qmp("cont")
             self._await_guest()

@@ -66,3 +66,12 @@ class Level2Ram:
     def filled_pages(self) -> int:
         """How many pages hold something else than zeros."""
         return sum(map(filled_pages, self.pieces()))
+
+    def file_pages(self, first: int, end: int) -> list[tuple[int, int]]:
+        """Where pages [first, end) lie in the RAM of the level-1 guest, piece by piece."""
+        size = self.piece_bytes // PAGE_BYTES
+        found: list[tuple[int, int]] = []
+        for number in range(first // size, -(-end // size)):
+            at, before = self.addresses[number] // PAGE_BYTES, number * size
+            found.append((at + max(first - before, 0), at + min(end - before, size)))
+        return found
