@@ -124,6 +124,13 @@ def test_source_goes_on_when_a_part_of_the_destination_dies(socket_dir: Path, pa
     assert "guest RAM" not in found
 
 
+@pytest.mark.exhaustive
+def test_dpdk_that_leaves_the_log_on_is_told_of(socket_dir: Path) -> None:
+    code, verdict, printed = nested(socket_dir, "--driver", "dpdk", "--kill", "l2-dst")
+    assert code == 0, printed
+    assert "its driver has left LM_LOGGING_CTRL at 1" in measured(verdict, "l2-dst killed")
+
+
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.exhaustive)]
 )

@@ -110,13 +110,17 @@ class SideProcess:
 
 
 class Side(Starting):
-    """Both roles of a side, whichever processes they run in."""
+    """Both roles of a side, whichever processes they run in.
+
+    `driver_stops_log`: the vDPA driver clears LM_LOGGING_CTRL when the front end takes LOG_ALL back.
+    """
 
     def __init__(self, options: SideOptions) -> None:
         self.options = options
         self.name = options.name
         self.vhost_socket = options.directory / f"{options.name}.vhost"
         self.is_watched = True
+        self.driver_stops_log = True
         self._device: SideProcess | None = None
         self._driver: SideProcess | None = None
 

@@ -22,14 +22,20 @@ FIRST_PASS_SHARE = 0.3
 
 @dataclass(frozen=True)
 class BrokenOff:
-    """What was seen after `what`: how the migration ended, whether the machine runs, and whether its device
-    still logs (None: not known). `endings` are those that a migration may take."""
+    """What was seen after `what`: how the migration ended, whether the machine runs, whether its device still
+    logs (None: not known), and the driver's LM_LOGGING_CTRL. `endings` are those that a migration may take.
+
+    With a driver that stops no log (`driver_stops_log` is false) a device has to go on as it was told: it is
+    said so, and is no failure of the device's.
+    """
 
     what: str
     endings: tuple[str, ...]
     status: str
     run_state: str
     logging: bool | None
+    control: int = 0
+    driver_stops_log: bool = True
 
     def line(self) -> Line:
         """The migration is over, the source runs, its device logs no more."""
@@ -39,9 +45,11 @@ class BrokenOff:
             detail.append(f"the migration {self.status}, expected {expected}")
         if self.run_state != "running":
             detail.append(f"the source's machine is {self.run_state}, expected running")
-        if self.logging:
-            detail.append("the source's device still logs")
         logs = {True: ", the device logs", False: ", the device logs no more", None: ""}[self.logging]
+        if self.logging and self.control and not self.driver_stops_log:
+            logs += f" on: its driver has left LM_LOGGING_CTRL at {self.control}, as it always does"
+        elif self.logging:
+            detail.append(f"the source's device still logs (LM_LOGGING_CTRL is {self.control})")
         return Line(
             self.what,
             Outcome.FAIL if detail else Outcome.PASS,
@@ -106,8 +114,12 @@ def lose_destination(
 def _outcome(precopy: Precopy, what: str, endings: tuple[str, ...], ended: Event) -> BrokenOff:
     machine, side = precopy.source.machine, precopy.source.side
     state = machine.qmp("query-status")["status"]
-    logging = bool(side.device("inspect")["logging"]) if side.is_watched else None
-    return BrokenOff(what, endings, ended.data["status"], state, logging)
+    status = ended.data["status"]
+    if not side.is_watched:
+        return BrokenOff(what, endings, status, state, None)
+    snapshot = side.device("inspect")
+    control = int(snapshot["lm"]["LM_LOGGING_CTRL"])
+    return BrokenOff(what, endings, status, state, bool(snapshot["logging"]), control, side.driver_stops_log)
 
 
 def traffic_afterwards(prefix: str, endpoint: TrafficEndpoint, gap: Gap | None, pace: Pace) -> list[Line]:

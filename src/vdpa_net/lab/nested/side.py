@@ -31,6 +31,7 @@ class Level1Driver(Protocol):
 
     profile: str
     ready_pattern: str
+    stops_log: bool
 
     def argv(self) -> list[str]:
         """Its command line in the guest."""
@@ -44,6 +45,7 @@ class OwnDriver:
 
     profile = "vdpa"
     ready_pattern = "listening"
+    stops_log = True
 
     def __init__(self, _software_live_migration: bool = False) -> None:
         """There is nothing to choose."""
@@ -69,10 +71,14 @@ class OwnDriver:
 
 
 class DpdkDriver:
-    """Stock DPDK's vdpa/ifc, started through its libraries by a script."""
+    """Stock DPDK's vdpa/ifc, started through its libraries by a script.
+
+    It looks at SET_FEATURES only where that has LOG_ALL: a device that logs does so until it is reset.
+    """
 
     profile = "ifcvf"
     ready_pattern = "listening"
+    stops_log = False
 
     def __init__(self, software_live_migration: bool = False) -> None:
         self._software = software_live_migration
@@ -114,6 +120,7 @@ class NestedSide(Side):
     def __init__(self, options: SideOptions, level1: Level1, driver: Level1Driver) -> None:
         super().__init__(options)
         self.vhost_socket = VHOST_SOCKET
+        self.driver_stops_log = driver.stops_log
         self.level1 = level1
         self._kind = driver
         self._process: RemoteProcess | None = None
