@@ -344,6 +344,15 @@ class DoorbellSocket:
         changed. A shape: command, bytes of the payload, what it begins with, where its address and its size
         are. Of a map also: where its offset is, readable, writable. Raises StateError."""
 
+    def serve_batches(
+        self, command: int, head_bytes: int, item_bytes: int, length_at: int, items_max: int
+    ) -> None:
+        """Messages of this command ring all doorbells that they carry, if they carry nothing else: behind a
+        count of `head_bytes`, 8, which the reply repeats, so many items. An item begins with a doorbell's
+        payload, whose last bytes are as many as the number at `length_at` before them says.
+
+        Raises StateError."""
+
     def set_watched(self, watched: bool) -> None:
         """While it is watched, every message is the caller's. From any thread."""
 

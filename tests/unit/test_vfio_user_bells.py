@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import select
 import socket
@@ -19,7 +20,7 @@ from test_vfio_user_server import DEADLINE_S, dma_map, message, raw_client, rece
 from vdpa_net._native import DoorbellSocket
 from vdpa_net.errors import StateError
 from vdpa_net.transport.vfio_user.server import VfioUserServer
-from vdpa_net.wire.vfio_user import FLAG_NO_REPLY, HEADER, Command
+from vdpa_net.wire.vfio_user import FLAG_NO_REPLY, HEADER, MAX_MULTI_WRITES, Command
 
 QUEUES = 3
 REGION = 4
@@ -33,6 +34,20 @@ def write(offset: int, data: bytes, *, number: int = 1, flags: int = 0) -> bytes
 
 def ring(queue: int, width: int = 2, **words: int) -> bytes:
     return write(0x3000 + 4 * queue, queue.to_bytes(width, "little"), **words)
+
+
+def one_write(offset: int, data: bytes, rest: bytes = b"") -> bytes:
+    """A write of REGION_WRITE_MULTI; behind its data is what nobody should look at."""
+    return struct.pack("<QII", offset, REGION, len(data)) + (data + rest).ljust(8, b"\0")
+
+
+def writes(*parts: bytes, count: int | None = None, number: int = 1, flags: int = 0) -> bytes:
+    payload = struct.pack("<Q", len(parts) if count is None else count) + b"".join(parts)
+    return message(Command.REGION_WRITE_MULTI, payload, number=number, flags=flags)
+
+
+def bell(queue: int, width: int = 2) -> bytes:
+    return one_write(0x3000 + 4 * queue, queue.to_bytes(width, "little"), b"\xee")
 
 
 @pytest.fixture
@@ -127,6 +142,54 @@ def test_descriptors_stay_with_their_message_behind_shorter_ones() -> None:
         bells.close()
 
 
+def test_doorbells_that_come_together_are_rung_without_the_device(
+    sock: socket.socket, function: FakeFunction
+) -> None:
+    sock.sendall(writes(bell(0), bell(2, 4), bell(0), number=0x1234))
+    assert answer(sock) == (0x1234, 0, struct.pack("<Q", 3))
+    assert rung(function, 0, 2) and rung(function, 2)
+    sock.sendall(writes(*[bell(1)] * MAX_MULTI_WRITES, flags=FLAG_NO_REPLY) + ring(0, number=7))
+    assert receive(sock)[0] == 7
+    assert rung(function, 1, MAX_MULTI_WRITES) and rung(function, 0)
+    assert is_silent(function) and not function.calls
+
+
+def test_a_doorbell_among_other_writes_is_the_devices_like_them(
+    sock: socket.socket, function: FakeFunction
+) -> None:
+    sock.sendall(writes(bell(0), one_write(0x10, b"data"), bell(1)))
+    assert answer(sock)[:2] == (1, 0)
+    places = [(0x3000, b"\0\0"), (0x10, b"data"), (0x3004, b"\1\0")]
+    assert function.calls == [("write", REGION, offset, data) for offset, data in places]
+    assert is_silent(function)
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        writes(),
+        writes(bell(0), count=2),
+        writes(bell(0), bell(1), count=1),
+        writes(bell(0), count=2**64 - 1),
+        writes(bell(0)[:-1]),
+        writes(struct.pack("<QII8x", 0x3000, REGION, 9)),
+        writes(struct.pack("<QII8x", 0x3000, REGION, 2**32 - 1)),
+        writes(struct.pack("<QII8x", 0x3000, REGION, 0)),
+        message(Command.REGION_WRITE_MULTI, b"\1\0\0"),
+    ],
+    ids=["none", "too-few", "too-many", "a-huge-count", "cut", "nine-bytes", "huge", "no-bytes", "no-count"],
+)
+def test_doorbells_that_come_together_in_a_wrong_form_are_refused(
+    sock: socket.socket, function: FakeFunction, broken: bytes
+) -> None:
+    sock.sendall(broken)
+    assert answer(sock)[1] == errno.EINVAL
+    assert is_silent(function) and not function.calls
+    sock.sendall(ring(1))
+    answer(sock)
+    assert rung(function, 1)
+
+
 @pytest.mark.parametrize(
     ("offset", "data"),
     [
@@ -153,11 +216,13 @@ def test_whoever_watches_sees_each_doorbell(sock: socket.socket, function: FakeF
         function.tell_watched(watched)
         sock.sendall(ring(1))
         answer(sock)
-        assert bool(function.calls) is watched
+        sock.sendall(writes(bell(1)))
+        answer(sock)
+        assert len(function.calls) == 2 * watched
         assert is_silent(function) is watched
         function.calls.clear()
         if not watched:
-            assert rung(function, 1)
+            assert rung(function, 1, 2)
 
 
 def test_a_doorbell_before_the_version_is_refused(tmp_path: Path, function: FakeFunction) -> None:
@@ -224,6 +289,8 @@ def test_a_closed_doorbell_socket_says_so() -> None:
         bells = DoorbellSocket(near.fileno(), 10, 16)
         with pytest.raises(StateError, match="payload of 3 bytes"):
             bells.add([b"abc"], far.fileno())
+        with pytest.raises(StateError, match="items of 15"):
+            bells.serve_batches(15, 8, 15, 12, 200)
         bells.close()
         bells.close()
         with pytest.raises(StateError, match="closed"):

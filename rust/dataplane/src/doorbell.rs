@@ -9,13 +9,17 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use parking_lot::{Mutex, RwLock};
 
+pub use crate::batches::Batches;
 use crate::error::{Error, Result};
+use crate::lookout::Lookout;
 use crate::map_messages::MapMessages;
 pub use crate::messages::Received;
 use crate::messages::{self, Ahead, Header, HEADER_BYTES};
+use crate::os;
 use crate::plane::QueueBell;
 use crate::worker::Signal;
 
@@ -25,6 +29,13 @@ pub const PAYLOAD_BYTES_MAX: usize = 64;
 const FLAGS_COMMAND: u32 = 0;
 const FLAGS_POSTED: u32 = 0x10;
 
+/// What only the thread that reads has to do with.
+#[derive(Debug, Default)]
+struct Reader {
+    ahead: Ahead,
+    lookout: Lookout,
+}
+
 /// A connected stream socket of which one thread reads.
 #[derive(Debug)]
 pub struct DoorbellSocket {
@@ -33,9 +44,10 @@ pub struct DoorbellSocket {
     repeated_bytes: usize,
     bells: RwLock<Bells>,
     maps: RwLock<Option<MapMessages>>,
+    batches: RwLock<Option<Batches>>,
     is_watched: AtomicBool,
     /// Held by the one thread that reads.
-    ahead: Mutex<Ahead>,
+    reader: Mutex<Reader>,
 }
 
 #[derive(Debug)]
@@ -51,6 +63,13 @@ impl Bell {
             Self::Queue(bell) => bell.ring(),
         }
     }
+
+    fn poll_time(&self) -> Duration {
+        match self {
+            Self::Eventfd(_) => Duration::ZERO,
+            Self::Queue(bell) => bell.poll_time(),
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -58,6 +77,8 @@ struct Bells {
     by_payload: HashMap<Box<[u8]>, Arc<Bell>>,
     /// Bytes of the shortest message that rings one. Shorter messages carry no descriptors.
     shortest: usize,
+    /// Whoever reads polls as its worker does.
+    first: Option<Arc<Bell>>,
 }
 
 impl DoorbellSocket {
@@ -70,8 +91,9 @@ impl DoorbellSocket {
             repeated_bytes,
             bells: RwLock::default(),
             maps: RwLock::default(),
+            batches: RwLock::default(),
             is_watched: AtomicBool::new(false),
-            ahead: Mutex::default(),
+            reader: Mutex::default(),
         }
     }
 
@@ -111,6 +133,15 @@ impl DoorbellSocket {
         *self.maps.write() = Some(maps);
     }
 
+    /// From now on messages of this form are doorbells as well, where each message in them is.
+    ///
+    /// Errors: a number that lies outside of an item, or a head that is none.
+    pub fn serve_batches(&self, batches: Batches) -> Result<()> {
+        batches.check()?;
+        *self.batches.write() = Some(batches);
+        Ok(())
+    }
+
     /// While somebody watches, every message is the caller's.
     pub fn set_watched(&self, is_watched: bool) {
         self.is_watched.store(is_watched, Ordering::SeqCst);
@@ -120,10 +151,11 @@ impl DoorbellSocket {
     ///
     /// Errors: a reply can't be sent, which ends the connection.
     pub fn receive(&self) -> io::Result<Received> {
-        let mut ahead = self.ahead.lock();
+        let mut reader = self.reader.lock();
         let shortest = self.bells.read().shortest;
+        let mut served = None;
         loop {
-            let (mut received, header) = ahead.begin(self.socket.as_fd(), shortest);
+            let (mut received, header) = self.next(&mut reader, shortest, served);
             let Some(header) = header else {
                 return Ok(received);
             };
@@ -135,37 +167,104 @@ impl DoorbellSocket {
             {
                 return Ok(received);
             }
+            served = Some(Instant::now());
         }
+    }
+
+    /// The next message's beginning. `served`: since when there is nothing else to do.
+    fn next(
+        &self,
+        reader: &mut Reader,
+        shortest: usize,
+        served: Option<Instant>,
+    ) -> (Received, Option<Header>) {
+        let Some(served) = served.filter(|_| reader.ahead.is_empty()) else {
+            return reader.ahead.begin(self.socket.as_fd(), shortest);
+        };
+        let patience = reader.lookout.patience(self.poll_time());
+        if !patience.is_zero() {
+            reader.lookout.looked(self.look(served, patience));
+        }
+        let begun = reader.ahead.begin(self.socket.as_fd(), shortest);
+        reader.lookout.came(served.elapsed());
+        begun
+    }
+
+    /// Whether something comes within `patience` of `since`.
+    fn look(&self, since: Instant, patience: Duration) -> bool {
+        while !os::is_readable(self.socket.as_fd()) {
+            if since.elapsed() >= patience {
+                return false;
+            }
+            std::hint::spin_loop();
+        }
+        true
+    }
+
+    fn poll_time(&self) -> Duration {
+        let bells = self.bells.read();
+        let first = bells.first.as_ref();
+        first.map_or(Duration::ZERO, |bell| bell.poll_time())
     }
 
     fn is_candidate(&self, header: &Header, received: &Received) -> bool {
-        let longest = (HEADER_BYTES + PAYLOAD_BYTES_MAX) as u32;
-        if !matches!(header.flags, FLAGS_COMMAND | FLAGS_POSTED)
-            || !(HEADER_BYTES as u32..=longest).contains(&header.size)
-        {
+        let Some(payload_bytes) = (header.size as usize).checked_sub(HEADER_BYTES) else {
+            return false;
+        };
+        if !matches!(header.flags, FLAGS_COMMAND | FLAGS_POSTED) {
             return false;
         }
         if header.command == self.command {
-            return received.fds.is_empty();
+            return payload_bytes <= PAYLOAD_BYTES_MAX && received.fds.is_empty();
         }
-        let payload_bytes = header.size as usize - HEADER_BYTES;
+        if let Some(batches) = self.batches_of(header) {
+            return payload_bytes <= batches.bytes_max() && received.fds.is_empty();
+        }
         let maps = self.maps.read();
-        maps.as_ref()
-            .is_some_and(|maps| maps.may_be(header.command, payload_bytes))
+        payload_bytes <= PAYLOAD_BYTES_MAX
+            && maps
+                .as_ref()
+                .is_some_and(|maps| maps.may_be(header.command, payload_bytes))
     }
 
-    /// Whether it was a doorbell. Whoever waits for the answer need not wait for what comes of it.
+    fn batches_of(&self, header: &Header) -> Option<Batches> {
+        let batches = *self.batches.read();
+        batches.filter(|batches| batches.command == header.command)
+    }
+
+    /// Whether it was a doorbell, or several. Whoever waits for the answer need not wait for what comes of it.
     fn ring(&self, header: &Header, received: &Received) -> io::Result<bool> {
-        if header.command != self.command || !received.fds.is_empty() {
+        if !received.fds.is_empty() {
             return Ok(false);
         }
         let payload = received.payload();
-        let Some(bell) = self.bells.read().by_payload.get(payload).cloned() else {
+        if header.command == self.command {
+            let Some(bell) = self.bells.read().of(payload) else {
+                return Ok(false);
+            };
+            let answered = self.answer(header, &payload[..self.repeated_bytes]);
+            bell.ring();
+            return answered.map(|()| true);
+        }
+        let Some(batches) = self.batches_of(header) else {
             return Ok(false);
         };
-        let answered = self.answer(header, &payload[..self.repeated_bytes]);
-        bell.ring();
+        let Some(bells) = self.all_of(&batches, payload) else {
+            return Ok(false);
+        };
+        let answered = self.answer(header, &payload[..batches.head_bytes]);
+        bells.iter().for_each(|bell| bell.ring());
         answered.map(|()| true)
+    }
+
+    /// The doorbells of a batch. None: not every message in it is one.
+    fn all_of(&self, batches: &Batches, payload: &[u8]) -> Option<Vec<Arc<Bell>>> {
+        let payloads = batches.payloads(payload)?;
+        let bells = self.bells.read();
+        payloads
+            .into_iter()
+            .map(|payload| bells.of(payload))
+            .collect()
     }
 
     /// Whether it was a map or unmap that could be carried out.
@@ -216,12 +315,17 @@ impl DoorbellSocket {
 }
 
 impl Bells {
+    fn of(&self, payload: &[u8]) -> Option<Arc<Bell>> {
+        self.by_payload.get(payload).cloned()
+    }
+
     fn insert(&mut self, payload: &[u8], bell: Arc<Bell>) {
         let bytes = HEADER_BYTES + payload.len();
         self.shortest = match self.shortest {
             0 => bytes,
             shortest => shortest.min(bytes),
         };
+        self.first.get_or_insert_with(|| Arc::clone(&bell));
         self.by_payload.insert(payload.into(), bell);
     }
 }

@@ -4,10 +4,12 @@
 //! Guest memory is written only through [`memory::Memory`], which marks the dirty log.
 
 pub mod backend;
+mod batches;
 pub mod counters;
 pub mod doorbell;
 pub mod error;
 pub mod filter;
+mod lookout;
 pub mod map_messages;
 pub mod memory;
 mod messages;

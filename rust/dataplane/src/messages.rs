@@ -54,6 +54,11 @@ impl Received {
 pub(crate) struct Ahead(Received);
 
 impl Ahead {
+    /// Whether nothing was.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.bytes.is_empty()
+    }
+
     /// Read a header, and with it what has come of the first `at_least` bytes, some of which may be those of messages
     /// behind it. None: it has not come that far.
     pub(crate) fn begin(

@@ -24,6 +24,17 @@ pub(crate) fn set_nonblocking(fd: BorrowedFd<'_>) -> io::Result<()> {
     Ok(())
 }
 
+/// Whether a read would not wait now.
+pub(crate) fn is_readable(fd: BorrowedFd<'_>) -> bool {
+    let mut poll = libc::pollfd {
+        fd: fd.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: the pointer is that of one live pollfd, and the count is 1.
+    unsafe { libc::poll(&mut poll, 1, 0) > 0 }
+}
+
 /// A new non-blocking eventfd.
 pub(crate) fn new_eventfd() -> Result<EventFd> {
     EventFd::new(EFD_NONBLOCK | EFD_CLOEXEC)

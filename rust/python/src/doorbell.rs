@@ -106,6 +106,27 @@ impl DoorbellSocket {
         Ok(())
     }
 
+    fn serve_batches(
+        &self,
+        py: Python<'_>,
+        command: u16,
+        head_bytes: usize,
+        item_bytes: usize,
+        length_at: usize,
+        items_max: usize,
+    ) -> PyResult<()> {
+        let batches = doorbell::Batches {
+            command,
+            head_bytes,
+            item_bytes,
+            length_at,
+            items_max,
+        };
+        self.socket(py)?
+            .serve_batches(batches)
+            .map_err(|error| convert::to_py(py, &error))
+    }
+
     fn set_watched(&self, py: Python<'_>, watched: bool) -> PyResult<()> {
         self.socket(py)?.set_watched(watched);
         Ok(())

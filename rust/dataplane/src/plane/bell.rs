@@ -2,6 +2,7 @@
 //! Doorbells for whoever hears them on a thread of his own, and can do what they ask for there.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use vmm_sys_util::eventfd::EventFd;
 
@@ -26,6 +27,14 @@ impl QueueBell {
             Place::Pair(pair, direction) => pair.kick(*direction),
             // Only a counter at its maximum makes this fail, and then it is signalled already.
             Place::Control(kick) => drop(kick.write(1)),
+        }
+    }
+
+    /// How long its worker looks for more after work.
+    pub(crate) fn poll_time(&self) -> Duration {
+        match &self.0 {
+            Place::Pair(pair, _) => pair.poll_time(),
+            Place::Control(_) => Duration::ZERO,
         }
     }
 }

@@ -167,7 +167,7 @@ impl Pair {
         true
     }
 
-    pub(super) fn poll_time(&self) -> Duration {
+    pub(crate) fn poll_time(&self) -> Duration {
         Duration::from_micros(self.poll_us.load(Ordering::Relaxed).into())
     }
 

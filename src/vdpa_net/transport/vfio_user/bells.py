@@ -37,6 +37,14 @@ _MAPS = [
     for flags in (_READ, _WRITE, _READ | _WRITE)
 ]
 _UNMAPS = [_shape(wire.Command.DMA_UNMAP, wire.DMA_UNMAP, 0)]
+_BATCHES = (
+    wire.Command.REGION_WRITE_MULTI,
+    wire.WRITE_MULTI.size,
+    wire.WRITE_ONE.size,
+    wire.WRITE_ONE.offset("count"),
+    wire.MAX_MULTI_WRITES,
+)
+"""A write of REGION_WRITE_MULTI is laid out as a REGION_WRITE is: only the bytes behind its data differ."""
 
 
 class Bells(Closing):
@@ -57,6 +65,7 @@ class Bells(Closing):
                 self._socket.add_queue(_messages(bell), own)
             else:
                 self._socket.add(_messages(bell), bell.fd)
+        self._socket.serve_batches(*_BATCHES)
         if isinstance(space := function.map_space(), DmaSpace):
             self._socket.serve_maps(space, _MAPS, _UNMAPS)
         self._forget = function.on_watched(self._socket.set_watched)
