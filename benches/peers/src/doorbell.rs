@@ -8,37 +8,56 @@ use std::time::Instant;
 
 use serde_json::{json, Value};
 
+use crate::affinity;
 use crate::arguments::Arguments;
 use crate::error::{Error, Result};
-use crate::vfio_user::{connect, request, HEADER_BYTES, REPLY};
+use crate::vfio_user::{connect, Region, HEADER_BYTES, REPLY};
+use crate::virtio;
 
 const ACCESS_BYTES: usize = 16;
-const COMMAND_REGION_WRITE: u16 = 10;
+const NOWHERE: u64 = u64::MAX;
+const ANYWHERE: usize = usize::MAX;
 
-/// Ring `--count` times; the median in microseconds, without `--socket` that of the echo.
+/// Ring `--count` times the doorbell of `--queue`, which runs if `--common-offset` says where the device is set up; the
+/// median in microseconds. Without `--socket` that of the echo, by a thread on the processor `--echo-cpu`.
 pub fn run(arguments: &mut Arguments) -> Result<Value> {
     let count: usize = arguments.number("count")?;
     let socket = arguments.text_or("socket", "");
-    let region = arguments.number_or("region", 0u32)?;
-    let offset = arguments.number_or("offset", 0u64)?;
+    let doorbell = region(arguments, "")?;
+    let common = region(arguments, "common-")?;
+    let queue = arguments.number_or("queue", 0u16)?;
+    let echo_cpu: usize = arguments.number_or("echo-cpu", ANYWHERE)?;
     // Every sample of the bench brings it; here the count is what counts.
     let _: f64 = arguments.number_or("seconds", 0.0)?;
     arguments.end()?;
-    let stream = if socket.is_empty() {
-        echo()?
+    let mut stream = if socket.is_empty() {
+        echo(echo_cpu)?
     } else {
         connect(&socket)?
     };
-    let mut spent = ring(stream, count, region, offset)?;
+    if common.offset != NOWHERE {
+        virtio::start_queue(&mut stream, common, queue)?;
+    }
+    let mut spent = ring(stream, count, doorbell, queue)?;
     spent.sort_unstable();
     let median_us = spent[spent.len() / 2] as f64 / 1000.0;
     Ok(json!({ "median_us": median_us, "min_us": spent[0] as f64 / 1000.0 }))
 }
 
+fn region(arguments: &mut Arguments, prefix: &str) -> Result<Region> {
+    Ok(Region {
+        number: arguments.number_or(&format!("{prefix}region"), 0)?,
+        offset: arguments.number_or(&format!("{prefix}offset"), NOWHERE)?,
+    })
+}
+
 /// The other end of the stream answers each doorbell, and does nothing else.
-fn echo() -> Result<UnixStream> {
+fn echo(cpu: usize) -> Result<UnixStream> {
     let (near, mut far) = UnixStream::pair().map_err(Error::system("socketpair"))?;
     std::thread::spawn(move || {
+        if cpu != ANYWHERE && affinity::pin(cpu).is_err() {
+            return;
+        }
         let mut message = [0u8; HEADER_BYTES + ACCESS_BYTES + 2];
         loop {
             let (header, payload) = message.split_at_mut(HEADER_BYTES);
@@ -58,18 +77,12 @@ fn echo() -> Result<UnixStream> {
     Ok(near)
 }
 
-fn ring(mut stream: UnixStream, count: usize, region: u32, offset: u64) -> Result<Vec<u64>> {
-    let payload = [
-        &offset.to_le_bytes()[..],
-        &region.to_le_bytes(),
-        &2u32.to_le_bytes(),
-        &0u16.to_le_bytes(),
-    ]
-    .concat();
+fn ring(mut stream: UnixStream, count: usize, doorbell: Region, queue: u16) -> Result<Vec<u64>> {
+    let value = queue.to_le_bytes();
     let mut spent = Vec::with_capacity(count);
-    for id in 1..=count.max(1) {
+    for _ in 0..count.max(1) {
         let started = Instant::now();
-        request(&mut stream, id as u16, COMMAND_REGION_WRITE, &payload, None)?;
+        doorbell.write(&mut stream, 0, &value)?;
         spent.push(started.elapsed().as_nanos() as u64);
     }
     Ok(spent)

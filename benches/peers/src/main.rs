@@ -11,7 +11,8 @@
 //!            [--pairs N] [--size N] [--log] [--gso] [--hugepages] [--gentle]
 //!            [--burst INTERFACE --pid N --frames N [--flows N] [--lossy]]
 //! flood      --interface NAME --bytes N --seconds S [--frames N] [--gso] [--flows N]
-//! doorbell   --count N [--socket PATH --region N --offset N]
+//! doorbell   --count N [--echo-cpu N] [--socket PATH --region N --offset N [--queue N]
+//!            [--common-region N --common-offset N]]
 //! maps       --count N --socket PATH
 //! pace       --cpu N, a probe for each line of the standard input
 //! spin       --cpu N, until the standard input ends
@@ -41,6 +42,7 @@ mod tap;
 mod tap_read;
 mod tap_write;
 mod vfio_user;
+mod virtio;
 
 use std::io::Write;
 use std::process::ExitCode;

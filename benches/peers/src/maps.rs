@@ -1,21 +1,17 @@
 // SPDX-License-Identifier: Apache-2.0
 //! Maps of single pages over vfio-user and their unmaps, as a VMM in C makes them for a guest behind an IOMMU.
 
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use serde_json::{json, Value};
 
 use crate::arguments::Arguments;
-use crate::error::{Error, Result};
-use crate::vfio_user::{connect, request};
+use crate::error::Result;
+use crate::vfio_user::{connect, dma_map, memory_file, request};
 
-const COMMAND_DMA_MAP: u16 = 2;
 const COMMAND_DMA_UNMAP: u16 = 3;
-const MAP_BYTES: u32 = 32;
 const UNMAP_BYTES: u32 = 24;
-const READ_WRITE: u32 = 3;
 const PAGE_BYTES: u64 = 4096;
 
 /// Map `--count` pages of one file, then unmap each; microseconds of a map and of an unmap.
@@ -29,7 +25,13 @@ pub fn run(arguments: &mut Arguments) -> Result<Value> {
     let mut stream = connect(&socket)?;
     let started = Instant::now();
     for page in 0..count {
-        map(&mut stream, page, &memory)?;
+        dma_map(
+            &mut stream,
+            &memory,
+            page * PAGE_BYTES,
+            iova(page),
+            PAGE_BYTES,
+        )?;
     }
     let mapped_us = started.elapsed().as_secs_f64() * 1e6;
     let started = Instant::now();
@@ -48,34 +50,10 @@ fn iova(page: u64) -> u64 {
     2 * page * PAGE_BYTES
 }
 
-fn map(stream: &mut UnixStream, page: u64, memory: &OwnedFd) -> Result<()> {
-    let mut payload = [0u8; MAP_BYTES as usize];
-    payload[..4].copy_from_slice(&MAP_BYTES.to_le_bytes());
-    payload[4..8].copy_from_slice(&READ_WRITE.to_le_bytes());
-    payload[8..16].copy_from_slice(&(page * PAGE_BYTES).to_le_bytes());
-    payload[16..24].copy_from_slice(&iova(page).to_le_bytes());
-    payload[24..].copy_from_slice(&PAGE_BYTES.to_le_bytes());
-    let fd = Some(memory.as_raw_fd());
-    request(stream, page as u16, COMMAND_DMA_MAP, &payload, fd)
-}
-
 fn unmap(stream: &mut UnixStream, page: u64) -> Result<()> {
     let mut payload = [0u8; UNMAP_BYTES as usize];
     payload[..4].copy_from_slice(&UNMAP_BYTES.to_le_bytes());
     payload[8..16].copy_from_slice(&iova(page).to_le_bytes());
     payload[16..].copy_from_slice(&PAGE_BYTES.to_le_bytes());
     request(stream, page as u16, COMMAND_DMA_UNMAP, &payload, None)
-}
-
-fn memory_file(bytes: u64) -> Result<OwnedFd> {
-    // SAFETY: the name is a literal that ends with a zero, and the flags are known ones.
-    let fd = unsafe { libc::memfd_create(c"maps".as_ptr(), libc::MFD_CLOEXEC) };
-    if fd < 0 {
-        return Err(Error::last("memfd_create"));
-    }
-    // SAFETY: the descriptor is new, and nobody else has it.
-    let file = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    file.set_len(bytes)
-        .map_err(Error::system("the size of the memory"))?;
-    Ok(file.into())
 }

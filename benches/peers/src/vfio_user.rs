@@ -2,7 +2,7 @@
 //! As much of a vfio-user client as the bench needs: one request at a time, each waits for its reply.
 
 use std::io::{Read, Write};
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 use vmm_sys_util::sock_ctrl_msg::ScmSocket;
@@ -15,6 +15,10 @@ pub const HEADER_BYTES: usize = 16;
 pub const REPLY: u32 = 1;
 
 const COMMAND_VERSION: u16 = 1;
+const COMMAND_DMA_MAP: u16 = 2;
+const COMMAND_REGION_WRITE: u16 = 10;
+const MAP_BYTES: u32 = 32;
+const READ_WRITE: u32 = 3;
 const MESSAGE_BYTES_MAX: usize = 4096;
 const CAPABILITIES: &[u8] = b"{\"capabilities\":{\"max_msg_fds\":8}}\0";
 
@@ -62,6 +66,66 @@ pub fn request(
     stream
         .read_exact(&mut rest[..size - HEADER_BYTES])
         .map_err(Error::system(lost))
+}
+
+/// Map `bytes` of a file, from `offset` on, for the device.
+pub fn dma_map(
+    stream: &mut UnixStream,
+    memory: &OwnedFd,
+    offset: u64,
+    iova: u64,
+    bytes: u64,
+) -> Result<()> {
+    let mut payload = [0u8; MAP_BYTES as usize];
+    payload[..4].copy_from_slice(&MAP_BYTES.to_le_bytes());
+    payload[4..8].copy_from_slice(&READ_WRITE.to_le_bytes());
+    payload[8..16].copy_from_slice(&offset.to_le_bytes());
+    payload[16..24].copy_from_slice(&iova.to_le_bytes());
+    payload[24..].copy_from_slice(&bytes.to_le_bytes());
+    let fd = Some(memory.as_raw_fd());
+    request(stream, 0, COMMAND_DMA_MAP, &payload, fd)
+}
+
+/// A file of so many bytes that is only in memory.
+pub fn memory_file(bytes: u64) -> Result<OwnedFd> {
+    // SAFETY: the name is a literal that ends with a zero, and the flags are known ones.
+    let fd = unsafe { libc::memfd_create(c"memory".as_ptr(), libc::MFD_CLOEXEC) };
+    if fd < 0 {
+        return Err(Error::last("memfd_create"));
+    }
+    // SAFETY: the descriptor is new, and nobody else has it.
+    let file = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+    file.set_len(bytes)
+        .map_err(Error::system("the size of the memory"))?;
+    Ok(file.into())
+}
+
+/// Something at `offset` of a region.
+#[derive(Clone, Copy)]
+pub struct Region {
+    /// Number of the region.
+    pub number: u32,
+    /// Where in it.
+    pub offset: u64,
+}
+
+impl Region {
+    /// Write there, `place` bytes further on.
+    pub fn write(self, stream: &mut UnixStream, place: u64, value: &[u8]) -> Result<()> {
+        let payload = self.write_payload(place, value);
+        request(stream, 0, COMMAND_REGION_WRITE, &payload, None)
+    }
+
+    fn write_payload(self, place: u64, value: &[u8]) -> Vec<u8> {
+        let offset = self.offset + place;
+        [
+            &offset.to_le_bytes()[..],
+            &self.number.to_le_bytes(),
+            &(value.len() as u32).to_le_bytes(),
+            value,
+        ]
+        .concat()
+    }
 }
 
 fn send(stream: &mut UnixStream, message: &[u8], fd: Option<RawFd>) -> Result<()> {

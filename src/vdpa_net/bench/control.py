@@ -15,9 +15,9 @@ from functools import partial
 from pathlib import Path
 
 from vdpa_net.bench.case import SUBJECT, Bound, Case, Shared
-from vdpa_net.bench.native import Peers
+from vdpa_net.bench.native import DEVICE_CPU, Peers
 from vdpa_net.bench.unmaps import unmap_cases
-from vdpa_net.driver.pci_scan import Window, scan
+from vdpa_net.driver.pci_scan import VirtioFunction, scan
 from vdpa_net.driver.vfio_user import VfioUserHandle
 from vdpa_net.errors import LabError
 from vdpa_net.lab.network import LabNetwork
@@ -25,6 +25,7 @@ from vdpa_net.lab.side import SideProcess
 
 ACCESSES = 2000
 DOORBELLS = 10_000
+TRANSMIT_QUEUE = 1
 CROWD = 64
 CROWD_SECONDS = 120
 MAP_BATCH = 20_000
@@ -49,16 +50,7 @@ def control_cases(directory: Path, network: LabNetwork, *, quick: bool) -> Itera
         peers = Peers(0.0)
         yield [
             _case("read", "register read over vfio-user", "us", partial(_reads, handle)),
-            Case(
-                "control-doorbell",
-                "doorbell over vfio-user",
-                "us",
-                {
-                    SUBJECT: partial(_doorbells, peers, scan(handle).notify, bell_socket),
-                    "echo": partial(_doorbells, peers),
-                },
-                bound=Bound(15.0),
-            ),
+            *_doorbell_cases(peers, scan(handle), bell_socket),
             *_map_cases(bell_socket, MAP_BATCH if quick else MILLION),
             *unmaps,
             _case("start", "start to listening", "ms", partial(_start, directory), 300.0),
@@ -112,10 +104,32 @@ def _reads(handle: VfioUserHandle) -> float:
     return _timed(lambda: handle.read(function.common.region, function.common.offset, 4))
 
 
-def _doorbells(peers: Peers, where: Window | None = None, socket: Path | None = None) -> float:
-    """Rung as a VMM in C does it; without a device, what the same messages take between two idle threads."""
-    place = {} if where is None else {"region": where.region, "offset": where.offset}
-    return float(peers.sample("doorbell", count=DOORBELLS, socket=socket, **place)["median_us"])
+def _doorbell_cases(peers: Peers, function: VirtioFunction, socket: Path) -> Iterator[Case]:
+    """Rung as a VMM in C does it; beside it what the same messages take between two threads that do nothing
+    else, on one processor and on two: the scheduler chooses where the device hears them."""
+    notify, common = function.notify, function.common
+    stopped = {"region": notify.region, "offset": notify.offset}
+    running = {
+        "region": notify.region,
+        "offset": notify.offset + TRANSMIT_QUEUE * function.notify_off_multiplier,
+        "queue": TRANSMIT_QUEUE,
+        "common-region": common.region,
+        "common-offset": common.offset,
+    }
+    for key, title, place in (
+        ("doorbell", "doorbell over vfio-user", stopped),
+        ("doorbell-running", "doorbell of a queue that runs", running),
+    ):
+        takes = {
+            SUBJECT: partial(_doorbells, peers, socket=socket, **place),
+            "echo": partial(_doorbells, peers),
+            "echo, two processors": partial(_doorbells, peers, **{"echo-cpu": DEVICE_CPU}),
+        }
+        yield Case(f"control-{key}", title, "us", takes, bound=Bound(15.0))
+
+
+def _doorbells(peers: Peers, **options: object) -> float:
+    return float(peers.sample("doorbell", count=DOORBELLS, **options)["median_us"])
 
 
 def _crowd_cases(directory: Path) -> list[Case]:
