@@ -132,7 +132,7 @@ def test_what_threads_of_a_process_have_waited_is_read_from_the_kernel() -> None
             with waits.of(processes[0].pid):
                 assert processes[0].poll() is None
                 select.select([], [], [], 0.01)
-        assert run_delays_ns(processes[0].pid)[processes[0].pid] > 0
+        assert max(run_delays_ns(processes[0].pid).values()) >= 1e6
     finally:
         for process in processes:
             process.kill()

@@ -24,13 +24,15 @@ class Waits:
 
     @contextmanager
     def of(self, *pids: int) -> Iterator[None]:
-        """Meanwhile all threads of these processes count. One that stands still does not wait."""
+        """Meanwhile the thread of each of these processes counts that waits most: the one that does the work.
+
+        One that stands still does not wait.
+        """
         before = [run_delays_ns(pid) for pid in pids]
         yield
         for pid, earlier in zip(pids, before, strict=True):
-            self.total_ns += sum(
-                waited - earlier.get(thread, 0) for thread, waited in run_delays_ns(pid).items()
-            )
+            waits = (waited - earlier.get(thread, 0) for thread, waited in run_delays_ns(pid).items())
+            self.total_ns += max(waits, default=0)
 
 
 def run_delays_ns(pid: int) -> dict[int, int]:
