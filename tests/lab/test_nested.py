@@ -104,6 +104,12 @@ def test_packed_rings_and_a_second_round_back(socket_dir: Path) -> None:
 
 
 @pytest.mark.exhaustive
+def test_a_second_try_passes_behind_one_that_was_cancelled(socket_dir: Path) -> None:
+    verdict = passes(socket_dir, "--cancel-at", "pre-copy")
+    assert "the device logs no more" in measured(verdict, "cancel at pre-copy")
+
+
+@pytest.mark.exhaustive
 def test_dropped_marks_fail_the_nested_verdict(socket_dir: Path) -> None:
     code, verdict, printed = nested(socket_dir, "--fault", "drop-dirty-mark=0.5")
     assert code == 1, printed

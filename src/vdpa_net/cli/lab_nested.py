@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--sw-live-migration", action="store_true", help="let DPDK's driver log instead of the device"
     )
     options.add_rounds(parser, default=1)
+    options.add_cancel(parser)
     parser.add_argument("--packed", action="store_true", help="packed virtqueues")
     parser.add_argument("--iommu", action="store_true", help="put a vIOMMU into the level-2 machine")
     parser.add_argument(
@@ -60,6 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
         driver=arguments.driver,
         software_live_migration=arguments.sw_live_migration,
         rate_pps=arguments.rate or (IOMMU_RATE_PPS if arguments.iommu else RATE_PPS),
+        cancel_at=arguments.cancel_at,
         kill=arguments.kill,
     )
     return run_nested(asked, Console())

@@ -24,12 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_run(group: argparse._ArgumentGroup) -> None:
     options.add_rounds(group, default=2)
-    group.add_argument(
-        "--cancel-at",
-        metavar="PHASE",
-        help="cancel a first try at setup, first-pass, pre-copy or switch-over; the source has to go on, and "
-        "a second try to succeed",
-    )
+    options.add_cancel(group)
     group.add_argument(
         "--disturb",
         action="append",

@@ -118,6 +118,16 @@ def device_request(arguments: argparse.Namespace) -> DeviceRequest:
     return DeviceRequest(parse_netdev(arguments.netdev), device, faults, observation, arguments.pcap)
 
 
+def add_cancel(parser: argparse._ActionsContainer) -> None:
+    """`cancel_at`."""
+    parser.add_argument(
+        "--cancel-at",
+        metavar="PHASE",
+        help="cancel a first try at setup, first-pass, pre-copy or switch-over; the source has to go on, and "
+        "a second try to succeed",
+    )
+
+
 def add_keep(parser: argparse._ActionsContainer) -> None:
     """What of a run is kept for people: `keep` and `report`."""
     parser.add_argument("--keep", action="store_true", help="keep logs and evidence of a PASS, too")
