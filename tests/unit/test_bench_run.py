@@ -100,5 +100,8 @@ def test_a_quick_run_says_what_it_leaves_out_and_how_to_measure_it() -> None:
     assert "a million maps" in told
     assert told.endswith("All of it: vdpa-net bench")
     told = run.left_out(BenchOptions(quick=True, groups=("ring", "guest")))
+    assert "half of the rounds" in told
     assert "maps" not in told
     assert told.endswith("vdpa-net bench --group ring --group guest")
+    told = run.left_out(BenchOptions(quick=True, groups=("guest",), rounds_wanted=9))
+    assert told == "--quick leaves out: nothing of these. All of it: vdpa-net bench --group guest"

@@ -86,6 +86,6 @@ class Report:
     def conditions(self) -> str:
         """The machine, how was measured, and at which pace, with a semicolon between."""
         poll_us = DEFAULT_POLL_US if self.poll_us is None else self.poll_us
-        samples = f"{self.rounds} rounds of {self.seconds:g} s"
+        samples = f"{self.rounds} round{'s' * (self.rounds != 1)} of {self.seconds:g} s"
         device = f"the device polls up to {poll_us} us after work"
         return f"{host.words(self.host)}; {samples}, {device}; {self.evenness}"

@@ -106,7 +106,9 @@ def left_out(options: BenchOptions) -> str:
     command = " ".join(["vdpa-net bench", *(f"--group {name}" for name in options.groups)])
     groups = options.groups or GROUPS
     told = [f"{name}: {QUICK_LEAVES_OUT[name]}" for name in groups if name in QUICK_LEAVES_OUT]
-    return f"--quick leaves out: {'; '.join(['half of the rounds', *told])}. All of it: {command}"
+    if options.rounds_wanted is None:
+        told.insert(0, "half of the rounds")
+    return f"--quick leaves out: {'; '.join(told) or 'nothing of these'}. All of it: {command}"
 
 
 def describe_machine(options: BenchOptions) -> dict[str, object]:
