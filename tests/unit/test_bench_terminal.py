@@ -77,6 +77,14 @@ def test_the_last_lines_tell_which_goals_are_missed_and_how_many() -> None:
     assert [line.split()[-2:] for line in lines if "ok" in line] == [["ok", "<=1"]]
 
 
+def test_a_run_tells_how_long_it_took_and_where() -> None:
+    report = a_report()
+    assert not any("measured in" in line for line in printed(report, 80))
+    report.spent_s = {"tap": 61.4, "guest": 30.0}
+    assert "measured in 91 s: tap 61, guest 30" in printed(report, 80)
+    assert Report.from_json(report.to_json()).spent_s == report.spent_s
+
+
 def test_a_run_that_reaches_its_goals_says_so_and_one_without_goals_too() -> None:
     assert printed(a_report(reached=True), 80)[-1] == "3 of 3 goals reached"
     plain = Report(a_report().host, 1, 0.1, [CaseResult(Case("a-b", "c", "us"), {SUBJECT: Series([1.0])})])

@@ -21,7 +21,10 @@ SCHEMA = 3
 
 @dataclass
 class Report:
-    """All cases of a run and the machine that they ran on; `failures` tell what could not be measured."""
+    """All cases of a run and the machine that they ran on; `failures` tell what could not be measured.
+
+    `spent_s` is how long each group took, its set-up included.
+    """
 
     host: dict[str, object]
     rounds: int
@@ -29,6 +32,7 @@ class Report:
     results: list[CaseResult]
     poll_us: int | None = None
     failures: list[str] = field(default_factory=list)
+    spent_s: dict[str, float] = field(default_factory=dict)
 
     @property
     def missed(self) -> list[CaseResult]:
@@ -44,6 +48,7 @@ class Report:
             "seconds": self.seconds,
             "poll_us": self.poll_us,
             "failures": self.failures,
+            "spent_s": self.spent_s,
             "cases": [result.to_json() for result in self.results],
         }
 
@@ -58,7 +63,13 @@ class Report:
                 )
             results = [CaseResult.from_json(case) for case in told["cases"]]
             return cls(
-                told["host"], told["rounds"], told["seconds"], results, told["poll_us"], told["failures"]
+                told["host"],
+                told["rounds"],
+                told["seconds"],
+                results,
+                told["poll_us"],
+                told["failures"],
+                told.get("spent_s", {}),
             )
         except (KeyError, TypeError) as error:
             raise OptionError(f"not a result of `vdpa-net bench --json`: {error!r}") from error
@@ -81,6 +92,14 @@ class Report:
     def evenness(self) -> Evenness:
         """The pace over the whole run."""
         return sum((result.evenness for result in self.results), Evenness())
+
+    @property
+    def duration(self) -> str:
+        """How long the run took, and each group of it; nothing where that was not told."""
+        if not self.spent_s:
+            return ""
+        groups = ", ".join(f"{name} {spent:.0f}" for name, spent in self.spent_s.items())
+        return f"measured in {sum(self.spent_s.values()):.0f} s: {groups}"
 
     @property
     def conditions(self) -> str:

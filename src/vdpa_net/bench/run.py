@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
@@ -153,7 +154,9 @@ def _run_groups(options: BenchOptions, directory: Path, progress: ProgressCallba
         }
         for name in options.groups or GROUPS:
             progress(f"setting up: {name}", None)
+            started = time.monotonic()
             measured.add_group(name, groups[name], options.only, progress)
+            report.spent_s[name] = round(time.monotonic() - started, 1)
             if options.json_path:
                 report.write(options.json_path)
 

@@ -104,6 +104,8 @@ def goals(report: Report) -> Iterator[Text]:
         yield Text("\nMissed goals, by the keys of their cases (--only KEY measures one again):")
     for key, words in missed:
         yield Text(f"  {key}: {words}", style="red")
+    if report.duration:
+        yield Text(f"\n{report.duration}")
     tail = f", {len(missed)} missed" if missed else ""
     told = f"{wanted - len(missed)} of {wanted} goals reached{tail}" if wanted else "no case has a goal"
     failed = f"; {len(report.failures)} could not be measured" if report.failures else ""
