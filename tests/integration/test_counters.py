@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from integration.vhost_steps import await_true
 from vdpa_net.testing.frames import FrameMint
 from vdpa_net.testing.loopback_guest import LoopbackGuest
 from vdpa_net.wire import virtio_net as net
@@ -25,8 +26,9 @@ def test_packets_and_bytes_are_those_of_the_frames() -> None:
             found = counters(guest, queue)
             assert (found["packets"], found["bytes"]) == (len(FRAMES), sum(map(len, FRAMES)))
             assert found["chains"] >= len(FRAMES)
-            assert found["kicks"] >= 1
-            assert found["interrupts"] >= 1
+            # These the worker counts behind what the driver can see: it may see that first.
+            for late in ("kicks", "interrupts"):
+                assert await_true(lambda queue=queue, late=late: counters(guest, queue)[late] >= 1), late
             assert not any(count for name, count in found.items() if name.startswith("drops"))
 
 

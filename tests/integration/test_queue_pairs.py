@@ -286,12 +286,13 @@ def test_a_closed_device_gives_everything_back_at_once() -> None:
     try:
         with contextlib.closing(Loopback(64)) as backend:
             backend.native()
-            before, threads = open_fds(), threading.active_count()
+            before, threads = open_fds(), set(threading.enumerate())
             device = NetDevice(backend, mac="52:54:00:00:00:01", mq=True)
             assert len(open_fds()) > len(before) + 64
             device.close()
-            assert open_fds() == before
-            assert threading.active_count() == threads
+            # What tests before this one have left may end meanwhile.
+            assert open_fds().items() <= before.items()
+            assert set(threading.enumerate()) <= threads
             queues = device.snapshot()["queues"]
             assert isinstance(queues, list) and len(queues) == 129
             assert device.doorbells() == []

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from conftest import open_fds
+from integration.vhost_steps import run_dry
 from vdpa_net.backend.loopback import Loopback
 from vdpa_net.device.net_device import NetDevice
 from vdpa_net.driver.in_process import InProcessHandle
@@ -57,7 +58,7 @@ def test_an_error_eventfd_that_is_full_holds_up_nobody(
     side.device.on_event(lambda name, _info: broken.set() if name == "needs_reset" else None)
     for queue in (RX, TX):
         guest.front_end.request(Request.SET_VRING_ERR, U64.pack(queue), [full_eventfd])
-    guest.run(10)
+    run_dry(guest, 10)
     guest.rings[TX].poke_avail_idx(guest.rings[TX].used_idx + guest.rings[TX].size + 7)
     guest.front_end.kick(TX)
     assert broken.wait(PATIENCE_S)

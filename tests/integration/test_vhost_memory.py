@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from integration.vhost_steps import await_true, connected_guest, enable, get_base, offer
+from integration.vhost_steps import PATIENCE_S, await_true, connected_guest, enable, get_base, offer
+from vdpa_net.driver import memory_rest
 from vdpa_net.testing.guest_cpu import RX, TX
 from vdpa_net.testing.guest_memory import Region
 from vdpa_net.testing.vhost_connection import Request
@@ -46,6 +47,12 @@ def any_guest(side: VhostSide) -> Iterator[VhostGuest]:
         yield made
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rings rest for as long as it takes, however long this test is kept from sending its next message."""
+    monkeypatch.setattr(memory_rest, "REST_S", 2 * PATIENCE_S)
+
+
 def parts(region: Region, *cuts: int) -> list[Region]:
     """The region, cut at these offsets."""
     edges = [0, *cuts, region.size_bytes]
@@ -75,6 +82,7 @@ def all_is_sent(guest: VhostGuest) -> bool:
     return await_true(lambda: guest.rings[TX].in_flight == 0)
 
 
+@pytest.mark.usefixtures("patient")
 def test_memory_is_cut_anew_under_traffic_and_nothing_is_lost(guest: VhostGuest) -> None:
     whole = guest.memory.regions[1]
     shapes = [parts(whole, 4 << 20), parts(whole, 1 << 20, 3 << 20), [whole]]
@@ -90,6 +98,7 @@ def test_memory_is_cut_anew_under_traffic_and_nothing_is_lost(guest: VhostGuest)
     assert guest.cpu.ledger.corrupted == []
 
 
+@pytest.mark.usefixtures("patient")
 def test_what_is_offered_while_its_memory_is_gone_is_sent_when_it_is_back(
     any_guest: VhostGuest, side: VhostSide
 ) -> None:
@@ -105,6 +114,7 @@ def test_what_is_offered_while_its_memory_is_gone_is_sent_when_it_is_back(
     assert guest.front_end.get_u64(Request.GET_STATUS) & NEEDS_RESET == 0
 
 
+@pytest.mark.usefixtures("patient")
 def test_rings_rest_until_all_that_went_is_back(guest: VhostGuest) -> None:
     low, high = guest.memory.regions
     guest.run(10)
@@ -132,6 +142,7 @@ def test_a_ring_whose_memory_never_comes_back_breaks(any_guest: VhostGuest, side
     assert side.violations() != []
 
 
+@pytest.mark.usefixtures("patient")
 @pytest.mark.parametrize("disable_first", [True, False])
 def test_a_resting_ring_that_is_stopped_tells_where_it_stands(guest: VhostGuest, disable_first: bool) -> None:
     guest.run(30)
@@ -149,6 +160,7 @@ def test_a_resting_ring_that_is_stopped_tells_where_it_stands(guest: VhostGuest,
     assert guest.cpu.ledger.corrupted == []
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_whole_table_brings_back_what_was_removed(guest: VhostGuest) -> None:
     regions = guest.memory.regions
     guest.run(10)
@@ -164,6 +176,7 @@ def test_a_whole_table_brings_back_what_was_removed(guest: VhostGuest) -> None:
     guest.run(10)
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_disabled_ring_takes_packets_again_when_its_memory_is_back(guest: VhostGuest) -> None:
     guest.run(10)
     enable(guest, TX, 0)
@@ -175,6 +188,7 @@ def test_a_disabled_ring_takes_packets_again_when_its_memory_is_back(guest: Vhos
     assert all_is_sent(guest)
 
 
+@pytest.mark.usefixtures("patient")
 def test_a_front_end_that_leaves_while_its_rings_rest_leaves_nothing_behind(side: VhostSide) -> None:
     for _ in range(2):
         guest = VhostGuest(side.path)

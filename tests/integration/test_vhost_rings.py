@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from integration.vhost_steps import PATIENCE_S, await_true, enable, get_base, offer
-from vdpa_net.driver import vhost_backend
+from integration.vhost_steps import PATIENCE_S, await_sleep, await_true, enable, get_base, offer, run_dry
+from vdpa_net.driver import vhost_backend, vhost_rings
 from vdpa_net.testing.dirty_log import DirtyLog
 from vdpa_net.testing.front_end import Manners
 from vdpa_net.testing.guest_cpu import RX, TX
@@ -57,7 +57,7 @@ def test_what_was_offered_before_the_ring_was_disabled_is_sent(guest: VhostGuest
 
 
 def test_a_disabled_transmit_ring_takes_packets_and_sends_none(guest: VhostGuest, side: VhostSide) -> None:
-    guest.run(30)
+    run_dry(guest, 30)
     guest.cpu.queues.post_receive()
     guest.rings[RX].publish()
     enable(guest, TX, 0)
@@ -105,7 +105,10 @@ def test_a_stop_discards_nothing_in_either_order(side: VhostSide, disable_first:
     guest.close()
 
 
-def test_what_came_after_the_disable_survives_a_stop_that_follows_at_once(guest: VhostGuest) -> None:
+def test_what_came_after_the_disable_survives_a_stop_that_follows_at_once(
+    guest: VhostGuest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vhost_rings, "GRACE_S", 2 * PATIENCE_S)
     guest.run(30)
     enable(guest, TX, 0)
     offer(guest, 0, 6)
@@ -143,10 +146,11 @@ def test_what_a_disabled_ring_completes_is_logged(guest: VhostGuest, side: Vhost
 
 
 def test_a_log_that_is_replaced_and_cleared_while_a_ring_is_disabled_is_followed(guest: VhostGuest) -> None:
-    guest.run(30)
+    run_dry(guest, 30)
     enable(guest, TX, 0)
     offer(guest, 0, 1)
     assert await_true(lambda: guest.rings[TX].in_flight == 0)
+    await_sleep()
     first, second = (DirtyLog.for_memory_end(end, 2 * PAGE) for end in (END, 2 * END))
     guest.front_end.start_logging(first)
     guest.front_end.start_logging(second)
@@ -205,7 +209,7 @@ def test_a_ring_that_breaks_is_told_by_its_error_eventfd(guest: VhostGuest) -> N
     errors = [os.eventfd(0), os.eventfd(0)]
     for queue, fd in enumerate(errors):
         guest.front_end.request(Request.SET_VRING_ERR, U64.pack(queue), [fd])
-    guest.run(10)
+    run_dry(guest, 10)
     assert not any(signalled(fd, 0) for fd in errors)
     guest.rings[TX].poke_avail_idx(guest.rings[TX].used_idx + guest.rings[TX].size + 7)
     guest.front_end.kick(TX)

@@ -7,9 +7,11 @@ import struct
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
+from integration.threads import names, settle
 from vdpa_net.testing.frames import FrameMint
-from vdpa_net.testing.guest_cpu import TX
+from vdpa_net.testing.guest_cpu import TX, GuestCpu
 from vdpa_net.testing.vhost_connection import Request
 from vdpa_net.testing.vhost_guest import VhostGuest
 from vdpa_net.testing.vhost_side import VhostSide
@@ -33,6 +35,37 @@ def await_true(condition: Callable[[], bool]) -> bool:
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.002)
     return condition()
+
+
+class Guest(Protocol):
+    """What has a virtual CPU that can be let run."""
+
+    cpu: GuestCpu
+
+    def resume(self) -> None: ...
+
+
+def run_dry(guest: Guest, frames: int) -> None:
+    """Run until so many more frames have come back and none is under way; then pause.
+
+    On return the device sleeps as well: it writes nothing that nobody asks for.
+    """
+    cpu = guest.cpu
+    guest.resume()
+    assert cpu.wait_for_frames(frames, PATIENCE_S, PATIENCE_S)
+    cpu.stop_sending()
+    assert cpu.wait_for(
+        lambda ledger: len(ledger.sent) == len(ledger.received) == len(ledger.completed),
+        PATIENCE_S,
+        PATIENCE_S,
+    )
+    cpu.pause()
+    await_sleep()
+
+
+def await_sleep() -> None:
+    """Wait until every worker of this process sleeps: it has also told the driver that it wants kicks."""
+    settle({task for task, name in names().items() if name.startswith("vdpa-pair")})
 
 
 def enable(guest: VhostGuest, queue: int, value: int) -> None:

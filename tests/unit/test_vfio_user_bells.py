@@ -24,7 +24,6 @@ from vdpa_net.wire.vfio_user import FLAG_NO_REPLY, HEADER, MAX_MULTI_WRITES, Com
 
 QUEUES = 3
 REGION = 4
-HELD_US = 500_000
 
 
 def write(offset: int, data: bytes, *, number: int = 1, flags: int = 0) -> bytes:
@@ -273,11 +272,12 @@ def test_hooks_of_a_device_watch_its_doorbells() -> None:
 
 def test_a_doorbell_is_answered_while_the_gil_is_held(sock: socket.socket, function: FakeFunction) -> None:
     libc, request, space = ctypes.PyDLL(None), ring(1), ctypes.create_string_buffer(64)
+    waiting = ctypes.create_string_buffer(struct.pack("ihh", sock.fileno(), select.POLLIN, 0))
     sock.sendall(ring(1))
     receive(sock)
     # From here on nothing lets go of the GIL.
     libc.send(sock.fileno(), request, len(request), 0)
-    libc.usleep(HELD_US)
+    assert libc.poll(waiting, 1, 1000 * DEADLINE_S) == 1
     got = libc.recv(sock.fileno(), space, len(space), socket.MSG_DONTWAIT)
     assert got == 32
     assert rung(function, 1, 2)
