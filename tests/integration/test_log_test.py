@@ -12,10 +12,13 @@ from xml.etree import ElementTree as Xml
 import pytest
 from rich.console import Console
 
+from integration.vhost_steps import await_true
 from vdpa_net.errors import OptionError
 from vdpa_net.migration.verdict import Outcome, Verdict
 from vdpa_net.testing import log_verdict
-from vdpa_net.testing.front_end import Manners
+from vdpa_net.testing.front_end import Manners, VhostFrontEnd
+from vdpa_net.testing.guest_cpu import TX
+from vdpa_net.testing.log_round import UNSENT_AT_STOP
 from vdpa_net.testing.log_test import LogTest, LogTestOptions, run_log_test
 
 LINES = [
@@ -105,6 +108,27 @@ def test_verdict_is_printed_and_written(tmp_path: Path) -> None:
     assert written["context"]["pages_written_by_device"] >= log_verdict.MINIMUM_PAGES
     suite = Xml.parse(junit).getroot()[0]
     assert (suite.get("tests"), suite.get("failures"), suite.get("skipped")) == (str(len(LINES)), "0", "0")
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["split", "packed"])
+def test_a_device_that_has_emptied_its_ring_leaves_frames_for_its_successor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
+) -> None:
+    stop = VhostFrontEnd.stop
+
+    def stop_when_all_is_sent(front_end: VhostFrontEnd) -> list[int]:
+        for queue, ring in enumerate(front_end.rings):
+            if queue % 2 == TX:
+                front_end.kick(queue)
+                assert await_true(lambda ring=ring: ring.in_flight == 0)
+        return stop(front_end)
+
+    monkeypatch.setattr(VhostFrontEnd, "stop", stop_when_all_is_sent)
+    verdict = migrate(tmp_path, packed=packed, queue_pairs=2)
+    assert verdict.outcome is Outcome.PASS, report(verdict)
+    for queue in ("vq1", "vq3"):
+        assert f"{queue}: {UNSENT_AT_STOP}" in verdict.lines[0].measured
+        assert f"of {queue} once it had stopped: {UNSENT_AT_STOP}" in verdict.lines[0].measured
 
 
 def test_round_without_enough_writes_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

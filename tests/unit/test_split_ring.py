@@ -63,14 +63,15 @@ class ModelLoopback:
         self.memory = memory
         self.rx, self.tx = ModelQueue(memory, rx), ModelQueue(memory, tx)
 
-    def serve(self, *, damage: bool = False) -> int:
+    def serve(self, *, damage: bool = False, lose: int = 0) -> int:
         count = 0
         while (chain := self.tx.pop()) is not None:
             head, segments = chain
             packet = bytearray(b"".join(self.memory.read(gpa, size) for gpa, size, _ in segments))
             if damage:
                 packet[40] ^= 0xFF
-            self.deliver(packet)
+            if count >= lose:
+                self.deliver(packet)
             self.tx.push(head, 0)
             count += 1
         return count
@@ -253,7 +254,9 @@ class ServedGuest:
         self.device = ModelLoopback(memory, rx, tx)
         self.kicked = os.eventfd(0)
         self.calls = [os.eventfd(0, os.EFD_NONBLOCK) for _ in range(2)]
+        self.signalled = list(self.calls)
         self.damage = False
+        self.lose = 0
         self._ended = False
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
@@ -264,9 +267,10 @@ class ServedGuest:
     def _serve(self) -> None:
         while not self._ended:
             os.eventfd_read(self.kicked)
-            while self.device.serve(damage=self.damage):
+            while served := self.device.serve(damage=self.damage, lose=self.lose):
+                self.lose = max(0, self.lose - served)
                 self.device.tx.ask_for_kick_at(self.device.tx.last_avail)
-                for call in self.calls:
+                for call in self.signalled:
                     os.eventfd_write(call, 1)
 
     def close(self) -> None:
@@ -307,6 +311,26 @@ def test_guest_notices_damage(served: ServedGuest) -> None:
     assert served.guest.wait_for(lambda ledger: len(ledger.corrupted) >= 5)
     served.guest.pause()
     assert served.guest.ledger.received == []
+
+
+def test_guest_goes_on_when_all_that_was_under_way_is_lost(served: ServedGuest) -> None:
+    served.lose = 40
+    guest = served.guest
+    guest.run(served.wires())
+    assert guest.wait_for_frames(100)
+    guest.pause()
+    assert guest.ledger.received == guest.ledger.sent[40 : 40 + len(guest.ledger.received)]
+
+
+def test_guest_waits_for_the_interrupt_of_frames_that_have_come(served: ServedGuest) -> None:
+    guest = served.guest
+    guest.run(served.wires())
+    assert guest.wait_for_frames(100)
+    del served.signalled[0]
+    assert not guest.wait_for_frames(1_000_000, idle_s=1.0)
+    guest.pause()
+    assert guest.queues.rx.completed
+    assert 0 < len(guest.ledger.sent) - len(guest.ledger.received) <= 24
 
 
 def test_guest_names_the_buffer_that_came_back_first(served: ServedGuest) -> None:

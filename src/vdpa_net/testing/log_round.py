@@ -39,6 +39,7 @@ class Observations:
     """What was seen, each value from a place of its own. Ring values are by queue, frames by queue pair."""
 
     in_flight: dict[str, int] = field(default_factory=dict)
+    offered_after_stop: dict[str, int] = field(default_factory=dict)
     used_idx_in_ram: list[int] = field(default_factory=list)
     wire_bases: list[int] = field(default_factory=list)
     register_after_stop: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -130,7 +131,7 @@ class LogRound:
         guest, seen = self.guest, self.seen
         guest.pause()
         self._paused_at = time.monotonic()
-        seen.in_flight = guest.leave_unsent(UNSENT_AT_STOP)
+        guest.leave_unsent(UNSENT_AT_STOP)
         for pair, cpu in enumerate(guest.cpus):
             # Frames complete in the order in which they were sent. Those that the device has already taken
             # when the stop begins lie in the loopback or in receive buffers: the stop has to deliver them.
@@ -138,6 +139,10 @@ class LogRound:
             seen.sent_in_gap.append(frozenset(cpu.ledger.sent[taken:]))
         self.moved_at = guest.marks()
         seen.wire_bases = self.front_end.stop()
+        seen.in_flight = guest.in_flight()
+        # A device that polls is done with what it gets before anyone can look. What it gets when it has
+        # stopped is to its successor as if it had been slower.
+        seen.offered_after_stop = guest.offer_to_idle(UNSENT_AT_STOP)
         self.copy.next_pass()
         seen.used_idx_in_ram = [ring.used_idx for ring in guest.rings]
         seen.register_after_stop = self.source.registers_after_stop()

@@ -31,10 +31,10 @@ _KERNEL_AUDIT = "dirty audit by the kernel"
 
 def judge(done: LogRound, mac: str) -> Verdict:
     """The lines of one round, of a guest whose NIC has this address."""
-    seen, copy = done.seen, done.copy
+    seen = done.seen
     verdict = Verdict(context=_context(done))
     verdict.lines = [
-        check_round_counts(len(copy.written_by_device()), MINIMUM_PAGES, seen.in_flight),
+        _load(done),
         check_ram(seen.differing, len(done.guest.memory.page_numbers())),
         _memory_audit(done, verdict),
         *_kernel_audit(done, verdict),
@@ -52,6 +52,14 @@ def judge(done: LogRound, mac: str) -> Verdict:
     if done.source.device is None or done.destination.device is None:
         verdict.not_checked["ring state in LM_RING_STATE, violations of the device"] = _FOREIGN
     return verdict
+
+
+def _load(done: LogRound) -> Line:
+    seen = done.seen
+    late = {f"of {name} once it had stopped": count for name, count in seen.offered_after_stop.items()}
+    return check_round_counts(
+        len(done.copy.written_by_device()), MINIMUM_PAGES, seen.in_flight | seen.offered_after_stop, late
+    )
 
 
 def _memory_audit(done: LogRound, verdict: Verdict) -> Line:

@@ -21,7 +21,7 @@ _LOW_BYTES = 1 << 20
 _HIGH_BYTES, _HIGH_BYTES_PER_PAIR = 1 << 20, 3 << 20
 _RX_SLOTS, _TX_SLOTS = 192, 64
 _HIGH = 1
-_TRIES = 4
+_TRIES = 3
 _INDEX_BEFORE_WRAP = 0xFFC0
 
 
@@ -111,21 +111,31 @@ class MovableGuest(Closing):
         for cpu in self.cpus:
             cpu.pause()
 
-    def leave_unsent(self, count: int) -> dict[str, int]:
-        """Make `count` more frames available on each pair; how many chains the device then has, by queue.
+    def leave_unsent(self, count: int) -> None:
+        """Make `count` more frames available on each pair, as if their kick were still under way.
 
-        A device that is awake may be done with them before anyone can look: then once more.
+        A device that is awake may be done with them before anyone can look: then once more, as often as there
+        is room for more beside a window of frames that are under way.
         """
-        in_flight: dict[str, int] = {}
         for pair, cpu in enumerate(self.cpus):
-            rings = {f"vq{2 * pair + queue}": self.rings[2 * pair + queue] for queue in (RX, TX)}
             for _ in range(_TRIES):
                 cpu.leave_unsent(count)
-                now = {name: ring.in_flight for name, ring in rings.items()}
-                if all(now.values()):
+                if self.rings[2 * pair + TX].in_flight:
                     break
-            in_flight |= now
-        return in_flight
+
+    def in_flight(self) -> dict[str, int]:
+        """How many chains the device has, by queue."""
+        return {f"vq{queue}": ring.in_flight for queue, ring in enumerate(self.rings)}
+
+    def offer_to_idle(self, count: int) -> dict[str, int]:
+        """Make `count` more frames available where the transmit queue is empty; how many are, by queue."""
+        offered: dict[str, int] = {}
+        for pair, cpu in enumerate(self.cpus):
+            ring = self.rings[2 * pair + TX]
+            if not ring.in_flight:
+                cpu.leave_unsent(count)
+                offered[f"vq{2 * pair + TX}"] = ring.in_flight
+        return offered
 
     def stop_sending(self) -> None:
         """Send no new frames; go on receiving."""
