@@ -20,6 +20,10 @@ from vdpa_net.lab.traffic.format import (
 )
 
 RETRY_SECONDS = 0.25
+PATIENT_SHARE = 1 / 8
+"""The longer it has not answered, the rarer it is asked: each wait is this share of the time so far. A guest
+of a guest takes a second for a packet: requests that pile up before it would be all that it has to do."""
+
 Pairs = list[tuple[int, int]]
 
 
@@ -40,8 +44,8 @@ class AgentClient:
     ) -> tuple[dict[str, int], Pairs]:
         """State and pairs of the answer. Raises LabError if there is none in time."""
         self._request += 1
-        deadline = time.monotonic() + timeout_s
-        while time.monotonic() < deadline:
+        begun = time.monotonic()
+        while (waited_s := time.monotonic() - begun) < timeout_s:
             self._check()
             request = pack_datagram(
                 Kind.REQUEST,
@@ -55,7 +59,8 @@ class AgentClient:
             # The guest's network may not be up yet; the request is repeated anyway.
             with contextlib.suppress(OSError):
                 self._socket.sendto(request, self._peer)
-            if (reply := self._await_reply(RETRY_SECONDS)) is not None:
+            pause_s = max(RETRY_SECONDS, waited_s * PATIENT_SHARE)
+            if (reply := self._await_reply(min(pause_s, timeout_s - waited_s))) is not None:
                 return reply
         host, port = self._peer
         raise LabError(
