@@ -7,7 +7,9 @@ import os
 import select
 import socket
 import subprocess
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,7 @@ from conftest import require
 from vdpa_net.errors import LabError, StateError
 from vdpa_net.lab import guest
 from vdpa_net.lab.traffic.endpoint import TrafficEndpoint
-from vdpa_net.lab.traffic.flows import TRICKLE, WINDOW, Flow, TrafficOptions
+from vdpa_net.lab.traffic.flows import TRICKLE, WINDOW, Flow, FlowEngine, TrafficOptions
 from vdpa_net.lab.traffic.format import FLOW_PORT_OFFSET, Kind, StreamPhase, pack_datagram
 from vdpa_net.lab.traffic.judge import traffic_lines
 from vdpa_net.migration.verdict import Outcome
@@ -98,6 +100,29 @@ def test_flow_trickles_while_the_guest_is_behind() -> None:
     assert [flow.may_send(WINDOW) for _ in range(2 * TRICKLE)].count(True) == 2
     flow.acknowledged = 1
     assert flow.may_send(WINDOW)
+
+
+def test_what_comes_behind_a_look_that_saw_nothing_new_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine that has stood still goes on with whoever it likes: with the one who looks, say."""
+    arrivals = iter([(), (0,), (), (1, 2)])
+    flow = Flow.__new__(Flow)
+    flow.reset(1, (80, 80))
+    flow.number = 0
+    flow.sent_ns.extend(range(3))
+
+    class Standstill(threading.Condition):
+        def wait_for(self, predicate: Callable[[], bool], _timeout: float | None = None) -> bool:
+            for sequence in next(arrivals, ()):
+                flow.reception.accept(sequence, 0)
+            return predicate()
+
+    traffic = TrafficEndpoint.__new__(TrafficEndpoint)
+    traffic._engine = FlowEngine.__new__(FlowEngine)
+    traffic._engine.changed = Standstill()
+    states = iter({"sent": 3, "received": received} for received in (0, 0, 1, 1, 3))
+    monkeypatch.setattr(traffic, "guest_state", lambda *_: next(states))
+    assert traffic._settle(flow, time.monotonic() + SECONDS)["received"] == 3
+    assert flow.reception.order == [0, 1, 2]
 
 
 @pytest.mark.usefixtures("agent")

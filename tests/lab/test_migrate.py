@@ -6,9 +6,7 @@ Few machines are booted here, each for several claims at once; the matrices are 
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
 import signal
 import subprocess
 import sys
@@ -19,11 +17,11 @@ from xml.etree import ElementTree as Xml
 import pytest
 
 from lab.migrate_command import RUN_SECONDS, migrate
+from lab.processes import END_SECONDS, below, wait_gone
 from vdpa_net.lab.console import LineReader
 from vdpa_net.lab.migrate.options import CANCEL_PHASES
 
 PHASE_SECONDS = 180
-END_SECONDS = 60
 SETUPS = (("in-process", "image"), ("vfio-user", "image"), ("in-process", "host"))
 
 pytestmark = [pytest.mark.vm, pytest.mark.timeout(RUN_SECONDS + 100)]
@@ -176,38 +174,11 @@ class Running:
         os.close(writer)
         self.output = LineReader(reader, directory / "output", "migrate")
 
-    def children(self) -> set[int]:
-        """All processes below ours."""
-        found: set[int] = set()
-        pending = [self.process.pid]
-        while pending:
-            for task in Path(f"/proc/{pending.pop()}/task").glob("*/children"):
-                with contextlib.suppress(OSError):
-                    numbers = {int(word) for word in task.read_text().split()}
-                    pending.extend(numbers)
-                    found |= numbers
-        return found
-
     def end(self, number: int) -> int:
         self.process.send_signal(number)
         code = self.process.wait(END_SECONDS)
         self.output.join()
         return code
-
-
-def wait_gone(processes: set[int]) -> None:
-    """Return when none of the processes runs any more."""
-    for pid in processes:
-        with contextlib.suppress(ProcessLookupError):
-            fd = os.pidfd_open(pid)
-            try:
-                assert _is_readable(fd), f"process {pid} outlives the lab"
-            finally:
-                os.close(fd)
-
-
-def _is_readable(fd: int) -> bool:
-    return bool(select.select([fd], [], [], END_SECONDS)[0])
 
 
 @pytest.mark.parametrize(
@@ -226,7 +197,7 @@ def test_an_interrupted_migration_leaves_no_process(
     running = Running(tmp_path)
     try:
         running.output.wait_for(phase, PHASE_SECONDS)
-        children = running.children()
+        children = below(running.process.pid)
         assert children
         code = running.end(number)
     finally:

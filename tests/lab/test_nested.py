@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lab.processes import below, wait_gone
 from vdpa_net.lab.console import LineReader
 from vdpa_net.lab.nested.topology import KILLABLE
 
@@ -162,22 +162,8 @@ def test_an_interrupted_run_leaves_nothing(socket_dir: Path, number: signal.Sign
         process.kill()
         process.wait()
         output.join()
-    alive = [pid for pid in children if Path(f"/proc/{pid}").exists()]
-    assert not alive
+    wait_gone(children)
     assert not list(temporary.iterdir())
-
-
-def below(root: int) -> set[int]:
-    """All processes below one."""
-    found: set[int] = set()
-    pending = [root]
-    while pending:
-        for task in Path(f"/proc/{pending.pop()}/task").glob("*/children"):
-            with contextlib.suppress(OSError):
-                numbers = {int(word) for word in task.read_text().split()}
-                pending.extend(numbers)
-                found |= numbers
-    return found
 
 
 @pytest.mark.parametrize(

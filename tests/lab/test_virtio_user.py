@@ -123,7 +123,7 @@ def test_every_frame_comes_back_through_virtio_user(
             assert testpmd.is_running(), testpmd.log()
             time.sleep(0.05)
         # The last block of a file is written at the end, and what belongs there has been polled by then.
-        time.sleep(0.5)
+        testpmd.await_work(0.5)
         features = device.snapshot()["features"]
         assert counted(device, queues) == (FRAMES, FRAMES), testpmd.log()
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 
 from vdpa_net.lab import image
@@ -46,6 +47,18 @@ class Testpmd:
 
     def is_running(self) -> bool:
         return self._process.poll() is None
+
+    def await_work(self, seconds: float) -> None:
+        """Return when it has had a processor for so long from now on: it polls, and tells nobody of what it
+        has seen. Raises AssertionError if it ends."""
+        begun = self._processor_seconds()
+        while self._processor_seconds() < begun + seconds:
+            assert self.is_running(), self.log()
+            time.sleep(0.05)
+
+    def _processor_seconds(self) -> float:
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def log(self) -> str:
         return self._log_path.read_text(errors="replace")[-3000:]

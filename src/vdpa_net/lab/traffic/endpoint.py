@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from vdpa_net.closing import Closing
 from vdpa_net.errors import LabError, StateError
 from vdpa_net.lab.traffic.agent import AgentClient
-from vdpa_net.lab.traffic.flows import Flow, FlowEngine, TrafficOptions
+from vdpa_net.lab.traffic.flows import LOOKS, Flow, FlowEngine, TrafficOptions
 from vdpa_net.lab.traffic.format import (
     CONTROL_PORT_OFFSET,
     NOTHING,
@@ -173,13 +173,13 @@ class TrafficEndpoint(Closing):
     def _settle(self, flow: Flow, deadline: float) -> dict[str, int]:
         state = self.guest_state(flow.number, deadline - time.monotonic())
         self._engine.wait_for_rest(flow, state["sent"], SETTLE_SECONDS, deadline)
-        while state["received"] < len(flow.sent_ns) and time.monotonic() < deadline:
+        looks = 0
+        while state["received"] < len(flow.sent_ns) and looks < LOOKS and time.monotonic() < deadline:
             before = state["received"]
             # There is no event to wait for: what is lost never comes.
-            time.sleep(SETTLE_SECONDS)
+            time.sleep(SETTLE_SECONDS / LOOKS)
             state = self.guest_state(flow.number, deadline - time.monotonic())
-            if state["received"] == before:
-                break
+            looks = looks + 1 if state["received"] == before else 0
         return state
 
     def _flow_report(self, flow: Flow, state: dict[str, int], deadline: float) -> FlowReport:
