@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same Linux guest three times: on our device over vfio-user, on our device over the vhost socket, and on
 QEMU's own virtio-net with vhost=off. They stay up, idle, while it is another's turn. All three take part in a
-round, so that both of ours are held against the same samples of QEMU's.
+round, so that both of ours are held against the same samples of QEMU's: short turns, there and back, QEMU's
+next to both of ours. The counters of the taps tell what passed.
 
 Under TCG the guest's processor is the bottleneck: what separates back ends is the processor time that they
 spend on a frame: that of all threads of the device, kernel included. QEMU's own device is its main thread.
@@ -10,12 +11,14 @@ spend on a frame: that of all threads of the device, kernel included. QEMU's own
 from __future__ import annotations
 
 import re
+import signal
+import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 
 from vdpa_net.bench.case import Case, Goal, Shared
@@ -24,7 +27,6 @@ from vdpa_net.bench.rounds import in_turn
 from vdpa_net.errors import LabError
 from vdpa_net.lab import accelerator, guest
 from vdpa_net.lab.image import Image
-from vdpa_net.lab.iperf import received_bits_per_s, received_packets_per_s
 from vdpa_net.lab.machine import Machine, MachineOptions, vfio_user_arguments
 from vdpa_net.lab.network import LAB_ADDRESS, LAB_MAC, PREFIX_LENGTH, LabNetwork
 from vdpa_net.lab.side import SideProcess
@@ -35,12 +37,20 @@ QEMU = "QEMU virtio-net, vhost=off"
 
 GBIT, PACKETS, CPU, PING = "Gbit/s", "kpackets/s", "CPU us a frame", "ping us"
 
-QUICK_ROUNDS = 3
+CPU_NS = "cpu_ns"
+
+QUICK_ROUNDS, FULL_ROUNDS = 3, 7
+SAMPLE_SECONDS = 0.4
+START_SECONDS = 30
+STREAM_SECONDS = 300
+"""Longer than a sample takes on any machine."""
+SETTLE_SECONDS = 0.1
+FLOWING_FRAMES = 200
 BOOT_SECONDS = 120
 GRACE_SECONDS = 60
-PINGS = 200
-SMALL_PAYLOAD_BYTES = 22
-"""A UDP payload that makes a frame of 64 bytes."""
+PINGS = 75
+_UDP = ("--udp", "--length", "22", "--bandwidth", "0")
+"""A payload that makes a frame of 64 bytes."""
 ROUND_TRIP = re.compile(r"round-trip min/avg/max = [\d.]+/([\d.]+)/")
 
 
@@ -55,6 +65,14 @@ class Contestant:
     device_cpu_ns: Callable[[], int]
 
 
+@dataclass(frozen=True)
+class Passed:
+    """What was counted at a contestant's tap, and of its device's processor time, in so many seconds."""
+
+    counts: Mapping[str, int]
+    seconds: float
+
+
 class Guests:
     """Boots the contestants and takes samples of their networks."""
 
@@ -62,7 +80,7 @@ class Guests:
         self._image = image
         self._directory = directory
         self._network = network
-        self._seconds = max(1, round(seconds))
+        self._seconds = max(SAMPLE_SECONDS, seconds)
         self._qemu = accelerator.choose_qemu(image, None, accelerator.VFIO_USER_SINCE)
         self._guest = guest.build(image, tools=guest.BOOT_TOOLS, agent=False)
         self._accel = accelerator.choose_accelerator(self._qemu, self._guest)
@@ -121,26 +139,25 @@ class Guests:
         return process, arguments
 
     def tcp(self, contestant: Contestant, *words: str) -> dict[str, float]:
-        """TCP throughput in Gbit/s."""
-        return {GBIT: received_bits_per_s(self._iperf(contestant, *words)) / 1e9}
+        """TCP throughput in Gbit/s of frames."""
+        passed = self._stream(contestant, *words)
+        column = "rx_bytes" if "--reverse" in words else "tx_bytes"
+        return {GBIT: 8 * passed.counts[column] / passed.seconds / 1e9}
 
     def udp(self, contestant: Contestant, *words: str) -> dict[str, float]:
         """Small UDP packets as fast as they go.
 
-        PACKETS, thousands in a second: from the guest those that arrive, to the guest those that it takes
-        from its tap, because most of a flood is dropped by the guest itself. CPU, microseconds of processor
-        time of the device, for each frame that passes the tap.
+        PACKETS, thousands in a second: from the guest those that come out of its tap, to the guest those that
+        it takes from there, because most of a flood is dropped by the guest itself. CPU, microseconds of
+        processor time of the device, for each frame that passes the tap.
         """
-        frames, cpu, start = self._frames(contestant), contestant.device_cpu_ns(), time.monotonic()
-        udp = ("--udp", "--length", str(SMALL_PAYLOAD_BYTES), "--bandwidth", "0")
-        report = self._iperf(contestant, *udp, *words)
-        # The last thing that iperf3 waits for comes behind all packets.
-        seconds = time.monotonic() - start
-        frames, cpu = self._frames(contestant) - frames, contestant.device_cpu_ns() - cpu
-        if frames == 0:
-            raise LabError(f"no frame passed {contestant.tap} while iperf3 ran")
-        packets_per_s = received_packets_per_s(report) if "--reverse" in words else frames / seconds
-        return {PACKETS: packets_per_s / 1e3, CPU: cpu / 1e3 / frames}
+        passed = self._stream(contestant, *_UDP, *words)
+        column = "rx_packets" if "--reverse" in words else "tx_packets"
+        frames = passed.counts["rx_packets"] + passed.counts["tx_packets"]
+        return {
+            PACKETS: passed.counts[column] / passed.seconds / 1e3,
+            CPU: passed.counts[CPU_NS] / 1e3 / frames,
+        }
 
     def ping(self, contestant: Contestant) -> dict[str, float]:
         """Mean round trip of a ping from the lab, in microseconds."""
@@ -151,17 +168,88 @@ class Guests:
             raise LabError(f"ping of {contestant.name} told no round trip: {text}")
         return {PING: float(found[1]) * 1e3}
 
+    def _stream(self, contestant: Contestant, *words: str) -> Passed:
+        """A part of a stream that is under way. Raises LabError where there is none."""
+        with self._iperf(contestant, *words) as client:
+            self._wait_flowing(contestant)
+            time.sleep(SETTLE_SECONDS)
+            before, started = self._counters(contestant), time.monotonic()
+            time.sleep(self._seconds)
+            after, seconds = self._counters(contestant), time.monotonic() - started
+            if client.poll() is not None:
+                told = client.stdout.read() if client.stdout else ""
+                raise LabError(f"iperf3 with {contestant.name} ended by itself: {told[-2000:]}")
+        counts = {key: value - before[key] for key, value in after.items()}
+        if counts["rx_packets"] + counts["tx_packets"] == 0:
+            raise LabError(f"no frame passed {contestant.tap} in {seconds:.1f} s of a stream")
+        return Passed(counts, seconds)
+
+    def _counters(self, contestant: Contestant) -> dict[str, int]:
+        return {**interface_counters(contestant.tap), CPU_NS: contestant.device_cpu_ns()}
+
+    def _wait_flowing(self, contestant: Contestant) -> None:
+        """Until the stream is under way."""
+        deadline = time.monotonic() + START_SECONDS
+        first = self._frames(contestant)
+        while self._frames(contestant) < first + FLOWING_FRAMES:
+            if time.monotonic() > deadline:
+                raise LabError(
+                    f"fewer than {FLOWING_FRAMES} frames passed {contestant.tap} in {START_SECONDS} s"
+                )
+            time.sleep(0.01)
+
     def _frames(self, contestant: Contestant) -> int:
-        counters = self._network.counters(contestant.tap)
+        counters = interface_counters(contestant.tap)
         return counters["rx_packets"] + counters["tx_packets"]
 
-    def _iperf(self, contestant: Contestant, *words: str) -> str:
+    @contextmanager
+    def _iperf(self, contestant: Contestant, *words: str) -> Iterator[subprocess.Popen[str]]:
+        """A stream that ends with the context."""
         console = contestant.machine.console
         seen = self._consumed.get(contestant.name, 0)
         contestant.machine.wait_console("LAB listening iperf3", GRACE_SECONDS, start=seen)
         self._consumed[contestant.name] = console.position
-        asked = ("--client", contestant.address, "--time", str(self._seconds), "--json", *words)
-        return self._image.program("usr/bin/iperf3").run(*asked, timeout_s=self._seconds + GRACE_SECONDS)
+        asked = ("--client", contestant.address, "--time", str(STREAM_SECONDS), *words)
+        program = self._image.program("usr/bin/iperf3")
+        with subprocess.Popen(
+            program.argv(*asked),
+            env=program.env(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        ) as client:
+            try:
+                yield client
+            finally:
+                # It tells the other end, and leaves.
+                client.send_signal(signal.SIGINT)
+                client.communicate(timeout=GRACE_SECONDS)
+        self._wait_drained(contestant)
+
+    def _wait_drained(self, contestant: Contestant) -> None:
+        """Until nothing of a flood waits for the guest: an answer comes behind all of it."""
+        busybox, deadline = self._image.program("usr/bin/busybox"), time.monotonic() + GRACE_SECONDS
+        while True:
+            try:
+                busybox.run("ping", "-c", "1", "-W", "1", "-q", contestant.address)
+                return
+            except LabError:
+                if time.monotonic() > deadline:
+                    raise
+
+
+def interface_counters(name: str) -> dict[str, int]:
+    """What the kernel counted at an interface of this process's network."""
+    found = re.search(rf"^\s*{name}:(.*)$", Path("/proc/self/net/dev").read_text(), re.MULTILINE)
+    if found is None:
+        raise LabError(f"there is no interface {name}")
+    columns = [int(value) for value in found[1].split()]
+    return {
+        "rx_bytes": columns[0],
+        "rx_packets": columns[1],
+        "tx_bytes": columns[8],
+        "tx_packets": columns[9],
+    }
 
 
 @contextmanager
@@ -171,15 +259,15 @@ def guest_cases(
     """Throughput, packets, processor time a frame and round trips, for each of our transports."""
     with ExitStack() as stack:
         guests = Guests(image, directory, network, seconds)
-        up = guests.boot((VHOST_SOCKET, VFIO_USER, QEMU), stack)
-        yield list(cases(guests, up, QUICK_ROUNDS if quick else None))
+        up = guests.boot((VHOST_SOCKET, QEMU, VFIO_USER), stack)
+        yield list(cases(guests, up, QUICK_ROUNDS if quick else FULL_ROUNDS))
 
 
 def cases(guests: Guests, up: Mapping[str, Contestant], max_rounds: int | None) -> Iterator[Case]:
     """All cases; each figure of all contestants is measured once, in rounds of all three."""
 
     def rounds(take: Callable[..., Mapping[str, float]], *words: str) -> Shared:
-        return together({name: partial(take, contestant, *words) for name, contestant in up.items()})
+        return there_and_back({name: partial(take, contestant, *words) for name, contestant in up.items()})
 
     tcp_out, tcp_in = rounds(guests.tcp, "--reverse"), rounds(guests.tcp)
     udp_out, udp_in = rounds(guests.udp, "--reverse"), rounds(guests.udp)
@@ -216,12 +304,18 @@ def cases(guests: Guests, up: Mapping[str, Contestant], max_rounds: int | None) 
             )
 
 
-def together(takes: Mapping[str, Callable[[], Mapping[str, float]]]) -> Shared:
-    """Samples of a round of all contestants, in an order that alternates; by contestant and figure."""
-    numbers = count()
+def there_and_back(takes: Mapping[str, Callable[[], Mapping[str, float]]]) -> Shared:
+    """Rounds of all contestants: A B C, C B A, the mean of both samples; by contestant and figure.
+
+    So a pace that changes evenly is the same for all of them.
+    """
 
     def take() -> dict[tuple[str, str], float]:
-        order = in_turn(takes, next(numbers))
-        return {(who, figure): value for who, one in order.items() for figure, value in one().items()}
+        taken: dict[tuple[str, str], list[float]] = {}
+        for number in range(2):
+            for who, one in in_turn(takes, number).items():
+                for figure, value in one().items():
+                    taken.setdefault((who, figure), []).append(value)
+        return {key: statistics.mean(values) for key, values in taken.items()}
 
     return Shared(take)
