@@ -39,12 +39,12 @@ GBIT, PACKETS, CPU, PING = "Gbit/s", "kpackets/s", "CPU us a frame", "ping us"
 
 CPU_NS = "cpu_ns"
 
-QUICK_ROUNDS, FULL_ROUNDS = 3, 7
+QUICK_ROUNDS, FULL_ROUNDS = 2, 7
 SAMPLE_SECONDS = 0.4
 START_SECONDS = 30
 STREAM_SECONDS = 300
 """Longer than a sample takes on any machine."""
-SETTLE_SECONDS = 0.1
+SETTLE_SECONDS = 0.3
 FLOWING_FRAMES = 200
 BOOT_SECONDS = 120
 GRACE_SECONDS = 60
