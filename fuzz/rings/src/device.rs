@@ -6,9 +6,9 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 
-use vdpa_net_dataplane::memory::{DmaSpace, Range, PAGE_BYTES};
+use vdpa_net_dataplane::memory::{DmaSpace, PAGE_BYTES};
 use vdpa_net_dataplane::ring::{
-    self, AnyRing, Chain, Line, Ring, RingConfig, RingResult, Single, LINE_CHAINS,
+    self, AnyRing, Chain, Line, Ring, RingConfig, RingResult, Single, Taken, LINE_CHAINS,
 };
 
 use crate::guest::{memfd, Guest};
@@ -239,19 +239,11 @@ fn chain_of(single: &Single) -> Chain {
     chain
 }
 
-/// The oldest chains, if they can be used at once.
-fn oldest(popped: &VecDeque<Popped>) -> Option<Line> {
-    let singles = popped.iter().take(LINE_CHAINS).map(|popped| {
-        let chain = &popped.chain;
-        let buffer = chain.writable.first().or(chain.readable.first());
-        (chain.taken.slots == 1).then(|| Single {
-            head: chain.taken.head,
-            is_writable: !chain.writable.is_empty(),
-            buffer: buffer.copied().unwrap_or(Range::new(0, 0u64)),
-        })
-    });
-    let singles: Vec<Single> = singles.collect::<Option<_>>()?;
-    singles.try_into().ok()
+/// The oldest chains, as many as can be used at once.
+fn oldest(popped: &VecDeque<Popped>) -> Option<[Taken; LINE_CHAINS]> {
+    let oldest = popped.iter().take(LINE_CHAINS);
+    let taken: Vec<Taken> = oldest.map(|popped| popped.chain.taken).collect();
+    taken.try_into().ok()
 }
 
 /// Hand the newest chain back, which is allowed as long as nothing was written to it.

@@ -323,23 +323,23 @@ impl Receiver<'_> {
         !matches!(self, Self::Port(_))
     }
 
-    /// The next packet, which is taken with [`Self::taken`]; None: there is nothing yet.
+    /// The next packet, which is taken with [`Self::taken`]; None: there is nothing yet. `ahead` is what was read ahead.
     #[inline(always)]
-    pub(crate) fn offer(&mut self) -> Option<Offer<'_>> {
+    pub(crate) fn offer<'o>(&'o mut self, ahead: &'o Slots) -> Option<Offer<'o>> {
         match self {
             Self::Source(source) => source.offer(),
             Self::Loopback(lane) => lane.offer().map(Offer::whole),
-            Self::Port(_) => None,
+            Self::Port(_) => ahead.oldest().map(Offer::whole),
         }
     }
 
     /// The packet that was offered with this ticket is the driver's, or dropped.
     #[inline(always)]
-    pub(crate) fn taken(&mut self, ticket: usize) {
+    pub(crate) fn taken(&mut self, ahead: &mut Slots, ticket: usize) {
         match self {
             Self::Source(source) => source.taken(ticket),
             Self::Loopback(lane) => lane.taken(),
-            Self::Port(_) => {}
+            Self::Port(_) => ahead.remove_first(),
         }
     }
 

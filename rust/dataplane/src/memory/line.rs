@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Four entries of a packed ring at a time: a cache line, which comes from the other processor as a whole.
+//! Entries of rings, four at a time: of a packed ring a cache line, which comes from the other processor as a whole; of
+//! a split ring what lies side by side, and the descriptors that it names.
 
 use std::sync::atomic::{fence, Ordering};
 
@@ -15,6 +16,7 @@ const ENTRY_BYTES: usize = LINE_BYTES as usize / LINE_ENTRIES;
 /// Where the last word of an entry begins, and its second half.
 const LAST_WORD: usize = 14;
 const SECOND_HALF: usize = 8;
+const PAIR_BYTES: usize = 8;
 
 impl Memory<'_> {
     /// The line at `iova`; None: this is no line that can be written.
@@ -93,5 +95,71 @@ impl Memory<'_> {
             self.mark_later(Range::new(iova + at as u64, len as u64));
         }
         true
+    }
+
+    /// Read the little-endian 16-bit words from `iova` on, which is even. No order. None: they do not lie in one map, or
+    /// can't be read.
+    #[inline(always)]
+    pub fn read_words(&self, iova: u64) -> Option<[u16; LINE_ENTRIES]> {
+        let range = Range::new(iova, 2 * LINE_ENTRIES as u64);
+        let words = self.whole(range, false).filter(|_| iova % 2 == 0)?;
+        let word = |index| u16::from_le(words.part(2 * index, 2).load_relaxed_u16());
+        Some(std::array::from_fn(word))
+    }
+
+    /// Read the entries with these numbers of a table of `size` at `iova`: its number in the list and the two halves of each.
+    /// No order. False: one lies beyond the table, or that does not lie in one map, or can't be read.
+    #[inline(always)]
+    pub fn read_table(
+        &self,
+        iova: u64,
+        size: u16,
+        numbers: [u16; LINE_ENTRIES],
+        mut visit: impl FnMut(usize, [u64; 2]),
+    ) -> bool {
+        let range = Range::new(iova, u64::from(size) * ENTRY_BYTES as u64);
+        let table = self.whole(range, false).filter(|_| iova % 8 == 0);
+        let Some(table) = table.filter(|_| numbers.iter().all(|number| *number < size)) else {
+            return false;
+        };
+        for (index, number) in numbers.into_iter().enumerate() {
+            let entry = table.part(usize::from(number) * ENTRY_BYTES, ENTRY_BYTES);
+            let half = |number: usize| {
+                let at = number * SECOND_HALF;
+                u64::from_le(entry.part(at, SECOND_HALF).load_u64())
+            };
+            visit(index, [half(0), half(1)]);
+        }
+        true
+    }
+
+    /// Whether all of `range` lies in one map and may be written.
+    #[inline(always)]
+    pub fn is_writable(&self, range: Range) -> bool {
+        self.whole(range, true).is_some()
+    }
+
+    /// Write entries that are two little-endian 32-bit words side by side from `iova` on, which is a multiple of 4. They are
+    /// for the reader of the next word that is stored: before that, or when the batch ends, they are marked. False, and
+    /// nothing was written: they do not lie in one map, or can't be written.
+    #[inline(always)]
+    pub fn write_pairs(&self, iova: u64, pairs: impl Fn(usize) -> [u32; 2]) -> bool {
+        let range = Range::new(iova, (PAIR_BYTES * LINE_ENTRIES) as u64);
+        let Some(entries) = self.whole(range, true).filter(|_| iova % 4 == 0) else {
+            return false;
+        };
+        for index in 0..LINE_ENTRIES {
+            let entry = entries.part(index * PAIR_BYTES, PAIR_BYTES);
+            entry.store_pair(pairs(index).map(u32::to_le));
+        }
+        self.mark_later(range);
+        true
+    }
+
+    /// `range`, if all of it lies in one map.
+    #[inline(always)]
+    fn whole(&self, range: Range, write: bool) -> Option<HostBytes<'_>> {
+        let piece = self.piece(range, write);
+        piece.filter(|bytes| bytes.len() as u64 == range.len)
     }
 }

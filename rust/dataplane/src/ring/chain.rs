@@ -49,6 +49,16 @@ pub struct Single {
 pub type Line = [Single; LINE_CHAINS];
 
 impl Single {
+    /// The device-readable buffers of the chain.
+    #[inline]
+    pub fn readable(&self) -> &[Range] {
+        if self.is_writable {
+            &[]
+        } else {
+            std::slice::from_ref(&self.buffer)
+        }
+    }
+
     /// As any chain that was taken.
     #[inline]
     pub fn taken(&self) -> Taken {
@@ -57,6 +67,12 @@ impl Single {
             slots: 1,
         }
     }
+}
+
+/// The chains of a line as any that were taken.
+#[inline(always)]
+pub(crate) fn taken_of(line: &Line) -> [Taken; LINE_CHAINS] {
+    std::array::from_fn(|index| line[index].taken())
 }
 
 /// One chain of buffers, split by direction. Reused from chain to chain.

@@ -15,6 +15,7 @@ use crate::error::{Error, Result};
 use crate::memory::Memory;
 use crate::violation::Violation;
 
+pub(crate) use chain::taken_of;
 pub use chain::{Chain, Line, Single, Taken, LINE_CHAINS};
 
 /// Largest queue size (virtio 1.3 2.7, 2.8).
@@ -146,15 +147,16 @@ pub trait Ring: Send + std::fmt::Debug {
     fn write_used(&mut self, memory: &Memory<'_>, taken: Taken, len: u32) -> RingResult<()>;
     /// Write the used element of the oldest popped chain, which is done with it.
     fn push_used(&mut self, memory: &Memory<'_>, taken: Taken, len: u32) -> RingResult<()>;
-    /// Write the used elements of the oldest popped chains, which are done with these; `lens` bytes written to each.
+    /// Write the used elements of the oldest popped chains, which are done with these, however they were popped; `lens`
+    /// bytes written to each.
     fn push_line(
         &mut self,
         memory: &Memory<'_>,
-        line: &Line,
+        line: &[Taken; LINE_CHAINS],
         lens: [u32; LINE_CHAINS],
     ) -> RingResult<()> {
         let mut chains = line.iter().zip(lens);
-        chains.try_for_each(|(single, len)| self.push_used(memory, single.taken(), len))
+        chains.try_for_each(|(taken, len)| self.push_used(memory, *taken, len))
     }
     /// Show all pushed elements to the driver; true: it wants an interrupt for them.
     fn publish(&mut self, memory: &Memory<'_>) -> RingResult<bool>;

@@ -5,9 +5,9 @@ use super::pair::{Pair, BATCH};
 use super::transmit::Transmitted;
 use crate::backend::{Sent, TapPort};
 use crate::counters::{BatchCounters, Drop};
-use crate::memory::{Burst, Memory};
+use crate::memory::{Burst, Memory, Range};
 use crate::net::{self, HEADER_BYTES};
-use crate::ring::{Chain, Ring, RingFault, RingResult, Taken};
+use crate::ring::{Chain, Line, Ring, RingFault, RingResult, Taken, LINE_CHAINS};
 
 /// A chain that was taken, and what there is to send in it.
 #[derive(Clone, Copy)]
@@ -47,8 +47,16 @@ impl Queue {
         chain: &mut Chain,
         budget: u16,
     ) {
-        while self.len < usize::from(budget.min(BATCH)) {
-            match self.take(burst, memory, ring, chain) {
+        let limit = usize::from(budget.min(BATCH));
+        let mut line = Line::default();
+        while self.len < limit {
+            let is_line = limit - self.len >= LINE_CHAINS && ring.pop_line(memory, &mut line);
+            let taken = if is_line {
+                self.take_line(burst, ring, &line)
+            } else {
+                self.take(burst, memory, ring, chain)
+            };
+            match taken {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(fault) => {
@@ -71,24 +79,66 @@ impl Queue {
         if !ring.pop(memory, chain)? {
             return Ok(false);
         }
-        if let Err(fault) = ring.disable_kicks(memory) {
-            ring.unpop(chain.taken);
-            return Err(fault);
-        }
-        let packet = net::check_length(chain.readable_len).map(|()| chain.readable_len);
-        let added = match packet {
-            Ok(_) => burst.add(&chain.readable),
-            Err(_) => Ok(true),
-        };
+        let added = self.add(burst, chain.taken, &chain.readable, chain.readable_len);
         if added != Ok(true) {
             ring.unpop(chain.taken);
-            return Ok(added?);
         }
-        let taken = chain.taken;
+        added
+    }
+
+    /// The same for chains that were popped together.
+    #[inline]
+    fn take_line<R: Ring + ?Sized>(
+        &mut self,
+        burst: &mut Burst<'_, '_>,
+        ring: &mut R,
+        line: &Line,
+    ) -> RingResult<bool> {
+        for (index, single) in line.iter().enumerate() {
+            let readable = single.readable();
+            let len = readable.iter().map(|range| range.len).sum();
+            let added = self.add(burst, single.taken(), readable, len);
+            if added != Ok(true) {
+                let rest = line[index..].iter().rev();
+                rest.for_each(|single| ring.unpop(single.taken()));
+                return added;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Queue the chain that was taken, with the packet in it. False: there is no room for that.
+    #[inline(always)]
+    fn add(
+        &mut self,
+        burst: &mut Burst<'_, '_>,
+        taken: Taken,
+        readable: &[Range],
+        len: u64,
+    ) -> RingResult<bool> {
+        let packet = net::check_length(len).map(|()| len);
+        if packet.is_ok() && !burst.add(readable)? {
+            return Ok(false);
+        }
         self.chains[self.len] = Queued { taken, packet };
         self.len += 1;
         Ok(true)
     }
+}
+
+/// Use chains that are sent, or dropped, the oldest ones.
+fn give_back<R: Ring + ?Sized>(
+    memory: &Memory<'_>,
+    ring: &mut R,
+    chains: &[Queued],
+) -> RingResult<()> {
+    let mut lines = chains.chunks_exact(LINE_CHAINS);
+    for line in lines.by_ref() {
+        let taken = std::array::from_fn(|index| line[index].taken);
+        ring.push_line(memory, &taken, [0; LINE_CHAINS])?;
+    }
+    let mut rest = lines.remainder().iter();
+    rest.try_for_each(|queued| ring.push_used(memory, queued.taken, 0))
 }
 
 impl Pair {
@@ -105,6 +155,7 @@ impl Pair {
         if !ring.has_available(memory)? {
             return Ok(Transmitted::NOTHING);
         }
+        ring.disable_kicks(memory)?;
         let mut writer = port.writer();
         let mut burst = memory.burst(&mut writer);
         let mut queue = Queue::new();
@@ -129,12 +180,13 @@ impl Pair {
                     }
                 },
             }
-            ring.push_used(memory, queued.taken, 0)?;
             counters.chain();
             done.chains += 1;
         }
-        let unsent = chains[usize::from(done.chains)..len].iter().rev();
+        let (sent, unsent) = chains[..len].split_at(done.chains.into());
+        let unsent = unsent.iter().rev();
         unsent.for_each(|queued| ring.unpop(queued.taken));
+        give_back(memory, ring, sent)?;
         match fault {
             Some(fault) if !done.is_blocked => Err(fault),
             Some(_) => {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::backend::Slots;
 use crate::filter::ReceiveFilter;
 use crate::memory::Range;
-use crate::ring::{Chain, Line, Taken, F_GUEST_CSUM};
+use crate::ring::{Chain, Line, Taken, F_GUEST_CSUM, LINE_CHAINS};
 
 /// The packets that were read ahead, and the working lists of a delivery.
 #[derive(Debug)]
@@ -73,7 +73,14 @@ impl Inbox {
         self.forget();
     }
 
-    fn forget(&mut self) {
+    /// Whether there are enough packets for a line of chains, none of which anybody has looked at.
+    #[inline]
+    pub(super) fn holds_line(&self) -> bool {
+        self.ahead.count() >= LINE_CHAINS && !self.is_wanted
+    }
+
+    /// The packet that was the oldest is not.
+    pub(super) fn forget(&mut self) {
         self.epoch += 1;
         self.is_wanted = false;
         self.is_hooked = false;

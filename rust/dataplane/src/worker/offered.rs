@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Receiving packets that lie in memory of ours already, those of a source and those that come back: what is known of one before a chain is
-//! taken makes it go to the driver with one copy.
+//! Receiving packets that lie in memory of ours already, those of a source, those that come back, and those that were read
+//! ahead: what is known of one before a chain is taken makes it go to the driver with one copy, and several of them to
+//! chains that are taken together.
 
 use super::direct::Direct;
 use super::inbox::Inbox;
@@ -8,7 +9,7 @@ use super::receive::{check_writable, Batch, Ended};
 use crate::counters::Drop;
 use crate::memory::{Memory, Range};
 use crate::net::{self, HEADER_BYTES};
-use crate::ring::{Ring, RingResult, LINE_CHAINS};
+use crate::ring::{taken_of, Ring, RingResult, LINE_CHAINS};
 
 /// What became of the packets of a line.
 #[derive(Clone, Copy, Debug, Default)]
@@ -41,9 +42,6 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
     /// packet that does not fit into its chain is left to the other ways. None waits in the inbox.
     #[inline]
     pub(super) fn receive_line(&mut self) -> RingResult<Option<Lined>> {
-        if !self.port.lends() {
-            return Ok(None);
-        }
         if !self.ring.pop_line(self.memory, &mut self.inbox.line) {
             return Ok(None);
         }
@@ -51,7 +49,7 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
         let mut lens = [0u32; LINE_CHAINS];
         let mut result = Ok(());
         while done.delivered < LINE_CHAINS && done.dropped < LINE_CHAINS {
-            let Some(offer) = self.port.offer() else {
+            let Some(offer) = self.port.offer(&self.inbox.ahead) else {
                 break;
             };
             let (ticket, len) = (offer.ticket(), offer.packet.len());
@@ -59,7 +57,7 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
                 break;
             }
             if let Err(reason) = self.inbox.wants(offer.packet) {
-                self.port.taken(ticket);
+                self.port.taken(&mut self.inbox.ahead, ticket);
                 self.pair.rx.counters.dropped(reason, 1);
                 done.dropped += 1;
                 continue;
@@ -77,23 +75,25 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
             {
                 break;
             }
-            self.port.taken(ticket);
+            self.port.taken(&mut self.inbox.ahead, ticket);
             self.counters.chain();
             self.counters.packet((len - HEADER_BYTES) as u64);
             lens[done.delivered] = len as u32;
             done.delivered += 1;
+            self.inbox.expected = len as u64;
         }
+        self.inbox.forget();
         self.give_line_back(done.delivered, lens)?;
         result.map(|()| (done.delivered + done.dropped > 0).then_some(done))
     }
 
     /// Use the first `count` chains of the line that was taken, and hand the others back. Where used descriptors are due
-    /// in that line it can't fail, as the line was found to be writable: no packet is lost.
+    /// in that line, and in a split ring, it can't fail, as they were found to be writable: no packet is lost.
     #[inline(always)]
     fn give_line_back(&mut self, count: usize, lens: [u32; LINE_CHAINS]) -> RingResult<()> {
         let line = &self.inbox.line;
         if count == LINE_CHAINS {
-            return self.ring.push_line(self.memory, line, lens);
+            return self.ring.push_line(self.memory, &taken_of(line), lens);
         }
         let (used, rest) = line.split_at(count);
         rest.iter()
@@ -112,7 +112,7 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
         if !self.ring.has_available(self.memory)? {
             return Ok(Direct::Nothing(Ended::NoBuffers));
         }
-        let Some(offer) = self.port.offer() else {
+        let Some(offer) = self.port.offer(&self.inbox.ahead) else {
             return Ok(Direct::Nothing(Ended::NoPackets));
         };
         let (ticket, len) = (offer.ticket(), offer.packet.len());
@@ -120,7 +120,7 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
             return Ok(Direct::NotThisWay);
         }
         if let Err(reason) = self.inbox.wants(offer.packet) {
-            self.port.taken(ticket);
+            self.port.taken(&mut self.inbox.ahead, ticket);
             self.pair.rx.counters.dropped(reason, 1);
             return Ok(Direct::Dropped);
         }
@@ -146,7 +146,7 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
             return Ok(Direct::NotThisWay);
         }
         self.ring.push_used(self.memory, taken, len as u32)?;
-        self.port.taken(ticket);
+        self.port.taken(&mut self.inbox.ahead, ticket);
         self.counters.chain();
         self.counters.packet((len - HEADER_BYTES) as u64);
         Ok(Direct::Delivered { chains: 1 })

@@ -175,16 +175,21 @@ impl<R: Ring + ?Sized> Batch<'_, '_, R> {
         Ok(ReceivedBatch { packets, ended })
     }
 
-    /// Receive the next packet, or up to `room`, past the inbox, if they may go that way.
+    /// Receive the next packet, or up to `room`, without a chain for each, or past the inbox, if they may go that way.
     #[inline]
     fn receive_at_once(&mut self, room: usize) -> RingResult<Direct> {
-        if !self.inbox.is_empty() {
-            return Ok(Direct::NotThisWay);
-        }
-        if room >= LINE_CHAINS {
+        let has_line = if self.port.lends() {
+            self.inbox.is_empty()
+        } else {
+            self.inbox.holds_line()
+        };
+        if has_line && room >= LINE_CHAINS {
             if let Some(line) = self.receive_line()? {
                 return Ok(Direct::Line(line));
             }
+        }
+        if !self.inbox.is_empty() {
+            return Ok(Direct::NotThisWay);
         }
         match self.receive_offered()? {
             Direct::NotThisWay if self.inbox.goes_direct() && self.port.is_direct() => {

@@ -7,7 +7,7 @@ use crate::backend::{Sender, Sent};
 use crate::counters::{BatchCounters, Drop};
 use crate::memory::{Memory, Range};
 use crate::net::{self, HEADER_BYTES};
-use crate::ring::{with_ring, Chain, Line, Ring, RingResult, LINE_CHAINS};
+use crate::ring::{taken_of, with_ring, Chain, Line, Ring, RingResult, LINE_CHAINS};
 
 /// What a batch did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,12 +147,8 @@ impl Sending<'_, '_> {
         let mut stopped = Ok(());
         let mut count = 0;
         for single in line {
-            let buffer = if single.is_writable {
-                &[]
-            } else {
-                std::slice::from_ref(&single.buffer)
-            };
-            match self.send(buffer, buffer.iter().map(|range| range.len).sum()) {
+            let readable = single.readable();
+            match self.send(readable, readable.iter().map(|range| range.len).sum()) {
                 Ok(true) => {
                     self.counters.chain();
                     count += 1;
@@ -166,7 +162,7 @@ impl Sending<'_, '_> {
         }
         done.chains += count as u16;
         if count == LINE_CHAINS {
-            return ring.push_line(self.memory, line, [0; LINE_CHAINS]);
+            return ring.push_line(self.memory, &taken_of(line), [0; LINE_CHAINS]);
         }
         let (sent, rest) = line.split_at(count);
         rest.iter()

@@ -1,22 +1,29 @@
 // SPDX-License-Identifier: Apache-2.0
-//! Chains that a packed ring gives out and takes back four at a time.
+//! Chains that a ring gives out and takes back four at a time.
 
 use crate::model::Rig;
 use crate::packed_driver::PackedDriver;
-use crate::support::{open, Driver, Features, Guest, Piece, PAGE};
-use vdpa_net_dataplane::memory::{Memory, Range};
-use vdpa_net_dataplane::ring::{AnyRing, Chain, Line, Single, LINE_CHAINS};
+use crate::support::{lies_in_one_map, open, Driver, Features, Guest, Piece, PAGE};
+use vdpa_net_dataplane::memory::Memory;
+use vdpa_net_dataplane::ring::{AnyRing, Chain, Line, Taken, LINE_CHAINS};
 
 impl Rig {
-    /// Whether the next chains can be had at once: one buffer each, in a line of the ring.
+    /// Whether the next chains can be had at once: one buffer each, and what the ring has of them side by side.
     fn has_line(&self) -> bool {
         let taken: u64 = self.model.taken.iter().map(|(_, chain)| chain.slots).sum();
-        let next = (self.model.pushed + taken) % u64::from(self.driver.size());
-        let (desc, ..) = self.driver.areas();
+        let size = u64::from(self.driver.size());
+        let next = (self.model.pushed + taken) % size;
+        let (desc, driver, device) = self.driver.areas();
         let singles = self.model.offered.iter().take(LINE_CHAINS);
         let are_single = singles.filter(|chain| chain.is_single).count() == LINE_CHAINS;
-        let fits = next % 4 == 0 && next + 4 <= u64::from(self.driver.size());
-        !self.is_split && are_single && fits && desc % 64 == 0
+        let fits = if self.is_split {
+            lies_in_one_map(desc, 16 * size)
+                && lies_in_one_map(device, 6 + 8 * size)
+                && lies_in_one_map(driver + 4 + 2 * next, 8)
+        } else {
+            next % 4 == 0 && desc % 64 == 0
+        };
+        are_single && fits && next + 4 <= size
     }
 
     pub fn pop_line(&mut self) {
@@ -38,16 +45,8 @@ impl Rig {
 
     pub fn use_line(&mut self) {
         let oldest = self.model.taken.iter().take(LINE_CHAINS);
-        let singles: Vec<_> = oldest.filter(|(taken, _)| taken.slots == 1).collect();
-        let line: Vec<Single> = singles
-            .iter()
-            .map(|(taken, chain)| Single {
-                head: taken.head,
-                is_writable: !chain.writable.is_empty(),
-                buffer: Range::new(0, 0u64),
-            })
-            .collect();
-        let Ok(line) = Line::try_from(line) else {
+        let oldest: Vec<Taken> = oldest.map(|(taken, _)| *taken).collect();
+        let Ok(line) = <[Taken; LINE_CHAINS]>::try_from(oldest) else {
             return;
         };
         let lens = [5, 0, 6, 7];
@@ -93,7 +92,9 @@ fn take_line(ring: &mut AnyRing, memory: &Memory<'_>) -> Option<Line> {
 fn use_two(guest: &Guest, ring: &mut AnyRing) {
     let memory = guest.space.lock();
     for _ in 0..2 {
-        let line = take_line(ring, &memory).expect("a line");
+        let line = take_line(ring, &memory)
+            .expect("a line")
+            .map(|single| single.taken());
         ring.push_line(&memory, &line, [1, 2, 3, 4]).expect("used");
     }
 }
@@ -126,7 +127,9 @@ fn a_page_of_lines_is_marked_before_the_flags_that_show_them_and_behind_them() {
     let page = driver.areas().0 / PAGE * PAGE;
     guest.start_log();
     let memory = guest.space.lock();
-    let line = take_line(&mut ring, &memory).expect("a line");
+    let line = take_line(&mut ring, &memory)
+        .expect("a line")
+        .map(|single| single.taken());
     assert!(guest.harvest().is_empty(), "taking stores nothing");
     ring.push_line(&memory, &line, [1; LINE_CHAINS])
         .expect("used");
@@ -209,7 +212,9 @@ fn chains_of_a_line_can_be_handed_back_and_used_one_by_one() {
         assert_eq!(chain.taken, single.taken());
         ring.push_used(&memory, chain.taken, 9).expect("used");
     }
-    let second = take_line(&mut ring, &memory).expect("a line");
+    let second = take_line(&mut ring, &memory)
+        .expect("a line")
+        .map(|single| single.taken());
     ring.push_line(&memory, &second, [9; LINE_CHAINS])
         .expect("used");
     ring.publish(&memory).expect("publish");

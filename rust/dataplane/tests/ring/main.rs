@@ -11,4 +11,5 @@ mod packed_driver;
 mod race;
 mod restore;
 mod split_driver;
+mod split_lines;
 mod support;

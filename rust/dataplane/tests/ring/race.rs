@@ -205,7 +205,9 @@ fn serve(ring: &mut dyn Ring, guest: &Guest, call: &SyncSender<()>, kick: &Recei
         let memory = guest.space.lock();
         let before = used;
         let mut line = Line::default();
-        if ring.pop_line(&memory, &mut line) {
+        let has_some = ring.has_available(&memory).expect("has_available");
+        if has_some && ring.pop_line(&memory, &mut line) {
+            let line = line.map(|single| single.taken());
             let lens = std::array::from_fn(|index| ((used + index as u64) % 61 + 1) as u32);
             ring.push_line(&memory, &line, lens).expect("push_line");
             used += lens.len() as u64;

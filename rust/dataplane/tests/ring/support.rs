@@ -15,6 +15,7 @@ pub const PAGE: u64 = 4096;
 pub const BASE: u64 = 0x40_0000;
 const PAGES: u64 = 256;
 const PAGES_PER_MAP: u64 = 3;
+pub const MAP_BYTES: u64 = PAGES_PER_MAP * PAGE;
 const LOG: u64 = 1 << 40;
 
 pub const NEXT: u16 = 1;
@@ -30,6 +31,12 @@ pub struct Guest {
     next: Cell<u64>,
 }
 
+/// Whether these bytes lie in one map of a guest.
+pub fn lies_in_one_map(iova: u64, bytes: u64) -> bool {
+    let map = |iova: u64| (iova - BASE) / MAP_BYTES;
+    map(iova) == map(iova + bytes - 1)
+}
+
 fn memfd(bytes: u64) -> File {
     // SAFETY: the name is a valid C string.
     let fd = unsafe { libc::memfd_create(b"guest\0".as_ptr().cast(), libc::MFD_CLOEXEC) };
@@ -43,7 +50,7 @@ fn memfd(bytes: u64) -> File {
 impl Guest {
     pub fn new() -> Self {
         let (space, file, log) = (DmaSpace::new(1024), memfd(PAGES * PAGE), memfd(PAGE));
-        let size = PAGES_PER_MAP * PAGE;
+        let size = MAP_BYTES;
         let mut offset = 0;
         while offset < PAGES * PAGE {
             let size = size.min(PAGES * PAGE - offset);
@@ -69,6 +76,18 @@ impl Guest {
 
     pub fn size() -> u64 {
         PAGES * PAGE
+    }
+
+    /// Let the device only read the map that these bytes lie in.
+    pub fn forbid_writing(&self, iova: u64) {
+        let size = MAP_BYTES;
+        let offset = (iova - BASE) / size * size;
+        let mapped = self.space.unmap(BASE + offset, size).and_then(|()| {
+            let file = self.file.as_fd();
+            self.space
+                .map(BASE + offset, size, file, offset, true, false)
+        });
+        mapped.expect("map again");
     }
 
     /// Unused bytes.

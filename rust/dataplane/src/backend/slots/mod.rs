@@ -117,6 +117,14 @@ impl Slots {
         &mut self.bytes[start..start + SLOT_BYTES]
     }
 
+    /// The oldest packet.
+    #[inline]
+    pub(crate) fn oldest(&self) -> Option<&[u8]> {
+        let len = self.first_len()?;
+        let start = usize::from(self.packets[self.first].0) * STRIDE_BYTES;
+        Some(&self.bytes[start..start + len])
+    }
+
     /// What [`Self::first`] gave holds a packet of `len` bytes.
     pub(crate) fn set_first_len(&mut self, len: usize) {
         if self.count() == 0 {

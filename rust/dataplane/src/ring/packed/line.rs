@@ -15,7 +15,7 @@
 //! no matter. A line is therefore one of three things: the beginning of a batch, whose first flags are kept back; the
 //! rest of a batch, which is written whole; or, if it does not lie where used descriptors are due, not a line at all.
 
-use super::super::chain::{Line, DESCRIPTOR_BYTES, INDIRECT, LINE_CHAINS, NEXT, WRITE};
+use super::super::chain::{Line, Taken, DESCRIPTOR_BYTES, INDIRECT, LINE_CHAINS, NEXT, WRITE};
 use super::super::{Ring, RingResult};
 use super::position::Position;
 use super::{is_available, used_flags, HeldBack, PackedQueue, FLAGS};
@@ -64,7 +64,7 @@ impl PackedQueue {
     pub(super) fn give_line_back(
         &mut self,
         memory: &Memory<'_>,
-        line: &Line,
+        line: &[Taken; LINE_CHAINS],
         lens: [u32; LINE_CHAINS],
     ) -> RingResult<()> {
         debug_assert!(LINE_SLOTS <= self.in_flight);
@@ -76,12 +76,12 @@ impl PackedQueue {
                 u32::from(flags) << 16 | u32::from(line[index].head),
             ]
         };
-        let place = self.line_at(self.used);
+        let are_single = line.iter().all(|taken| taken.slots == 1);
+        let place = self.line_at(self.used).filter(|_| are_single);
         let Some(place) = place.filter(|place| memory.write_line(*place, half, begins_batch))
         else {
             let mut chains = line.iter().zip(lens);
-            return chains
-                .try_for_each(|(single, len)| self.push_used(memory, single.taken(), len));
+            return chains.try_for_each(|(taken, len)| self.push_used(memory, *taken, len));
         };
         if begins_batch {
             self.held_back = Some(HeldBack {

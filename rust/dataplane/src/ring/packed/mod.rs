@@ -248,7 +248,7 @@ impl Ring for PackedQueue {
     fn push_line(
         &mut self,
         memory: &Memory<'_>,
-        line: &Line,
+        line: &[Taken; LINE_CHAINS],
         lens: [u32; LINE_CHAINS],
     ) -> RingResult<()> {
         self.give_line_back(memory, line, lens)

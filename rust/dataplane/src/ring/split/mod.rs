@@ -7,12 +7,13 @@
 //! index was stored. *Kicks and interrupts*: each side stores its own index or event, then a full fence, then
 //! loads the other side's (2.7.7.2, 2.7.10): one of the two sees the other, so that no notification is lost.
 
+mod line;
 mod table;
 
 use std::sync::atomic::{fence, Ordering};
 
 use super::area::Area;
-use super::chain::{Chain, Taken, DESCRIPTOR_BYTES};
+use super::chain::{Chain, Line, Taken, DESCRIPTOR_BYTES, LINE_CHAINS};
 use super::{
     Ring, RingConfig, RingFault, RingResult, RingState, F_EVENT_IDX, F_INDIRECT_DESC,
     MAX_QUEUE_SIZE,
@@ -159,6 +160,11 @@ pub fn event_passed(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 
+/// Size of the used ring, in bytes.
+fn used_bytes(size: impl Into<u64>) -> u64 {
+    USED_RING + USED_ELEMENT_BYTES * size.into() + 2
+}
+
 pub(super) fn check_areas(config: &RingConfig, memory: &Memory<'_>) -> Result<()> {
     let entries = u64::from(config.size);
     let areas = [
@@ -183,7 +189,7 @@ pub(super) fn check_areas(config: &RingConfig, memory: &Memory<'_>) -> Result<()
             config.device,
             4,
             "a multiple of 4 (virtio 1.3 2.7)",
-            6 + USED_ELEMENT_BYTES * entries,
+            used_bytes(config.size),
             true,
         ),
     ];
@@ -228,6 +234,21 @@ impl Ring for SplitQueue {
         self.last_avail_idx = self.last_avail_idx.wrapping_add(1);
         self.in_flight = self.in_flight.wrapping_add(1);
         Ok(true)
+    }
+
+    #[inline]
+    fn pop_line(&mut self, memory: &Memory<'_>, line: &mut Line) -> bool {
+        self.take_line(memory, line)
+    }
+
+    #[inline]
+    fn push_line(
+        &mut self,
+        memory: &Memory<'_>,
+        line: &[Taken; LINE_CHAINS],
+        lens: [u32; LINE_CHAINS],
+    ) -> RingResult<()> {
+        self.give_line_back(memory, line, lens)
     }
 
     #[inline]
