@@ -17,9 +17,9 @@ class Pace:
     later passes at full speed take a millisecond. A busy machine notices it late even so: the end is
     approached, what remains of the first pass is to last `glide_s`. `sample_s` is the time between two looks
     at what nobody announces. `busy_window_s` is how long before the release of a migration every ring has to
-    have moved at the latest for it to count as busy at its stop; 0: they have to move between release and
-    stop. `window_datagrams` is `TrafficOptions.window`; `afterwards_datagrams` have to come from a guest that
-    goes on where it is.
+    have moved at the latest for it to count as busy at its stop: between release and stop alone a guest may
+    get no processor of a busy machine. `window_datagrams` is `TrafficOptions.window`; `afterwards_datagrams`
+    have to come from a guest that goes on where it is.
     """
 
     phase_s: float = 120
@@ -28,7 +28,7 @@ class Pace:
     traffic_s: float = 120
     load_s: float = 60
     sample_s: float = 0.02
-    busy_window_s: float = 0
+    busy_window_s: float = 0.2
     warm_up_datagrams: int = 200
     window_datagrams: int = WINDOW
     afterwards_datagrams: int = 300

@@ -201,10 +201,10 @@ class RoundRunner:
         if disturbed:
             self._start_traffic()
         precopy.wait_for_load(self._load)
-        if self._pace.busy_window_s and not precopy.has_ended():
-            self._note_while_busy()
-        else:
+        if precopy.has_ended():
             self._note_queues("the release")
+        else:
+            self._note_while_busy()
         if self._log is not None and not precopy.has_ended():
             self._log.note()
         self._timeline.released_ns = time.monotonic_ns()

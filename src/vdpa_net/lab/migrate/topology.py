@@ -117,8 +117,9 @@ class FlatTopology(Starting):
 
     def __init__(self, options: TopologyOptions) -> None:
         self.options = options
-        if options.iommu and not self.pace.busy_window_s:
-            self.pace = replace(self.pace, busy_window_s=WINDOW_BEHIND_IOMMU_S)
+        if options.iommu:
+            window_s = max(self.pace.busy_window_s, WINDOW_BEHIND_IOMMU_S)
+            self.pace = replace(self.pace, busy_window_s=window_s)
         self._stack = ExitStack()
         self.generation = 0
         self._guests: list[HostedGuest] = []
