@@ -18,9 +18,10 @@ from vdpa_net.driver.vhost_rings import VhostRings
 from vdpa_net.errors import VdpaNetError
 from vdpa_net.wire.vhost_user import MemoryRegion
 
-REST_S: Final = 0.1
+REST_S: Final = 0.5
 """How long after the last message rings wait for memory that does not come back: a front end sends what
-belongs to one change without a pause, and memory that a guest has given up is in none of its buffers."""
+belongs to one change without a pause of its own, but a busy machine may hold it up. What is too short costs a
+queue, what is too long half a second of traffic when a guest gives up memory."""
 
 
 class MemoryRest:
