@@ -6,7 +6,7 @@ from __future__ import annotations
 import select
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import pytest
 
@@ -114,6 +114,21 @@ def test_waiting_and_pace_have_one_budget_of_retakes() -> None:
     measured = busy.run(6)
     assert busy.taken == 2 * (6 + 3)
     assert (measured.evenness.disturbed, measured.evenness.waited, measured.evenness.uneven) == (3, 6, 0)
+
+
+@pytest.mark.parametrize(("idle", "kept"), [((0, 1), 3.0), (range(8), 0.0)])
+def test_a_round_in_which_a_contestant_did_nothing_is_taken_again(idle: Collection[int], kept: float) -> None:
+    """Though one round has no budget of retakes; three times at most."""
+    busy = Busy()
+
+    def take() -> float:
+        value = busy.take()
+        return 0.0 if value - 1 in idle else value
+
+    case = Case("key", "title", "us", {SUBJECT: take, PEER: lambda: 1.0})
+    measured = run_case(case, 1, Conditions(lambda: (FAST, FAST), busy.waits))
+    assert measured.series[SUBJECT].samples == [kept]
+    assert busy.taken == (3 if kept else 1 + RETAKES)
 
 
 def test_contestants_that_share_processors_are_not_judged_by_how_long_they_wait() -> None:

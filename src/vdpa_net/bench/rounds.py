@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,8 +53,15 @@ class Round:
         return self.waited <= MOST_WAITED
 
     @property
+    def is_whole(self) -> bool:
+        """Whether every contestant did something. One that had no processor may not have."""
+        return 0 not in self.samples.values()
+
+    @property
     def trouble(self) -> float:
         """The larger of both by what is allowed; samples can be compared up to 1."""
+        if not self.is_whole:
+            return math.inf
         return max(unevenness(self.paces) / MOST_UNEVEN, self.waited / MOST_WAITED)
 
 
@@ -87,9 +95,12 @@ def in_turn(contestants: Mapping[str, Contestant], number: int) -> dict[str, Con
 def _calm_round(
     order: Mapping[str, Take], conditions: Conditions, retakes: int
 ) -> tuple[Round, Sequence[Round]]:
-    """The first attempt without trouble, else the one with the least; and the others."""
+    """The first attempt without trouble, else the one with the least; and the others.
+
+    One in which a contestant did nothing says nothing, and is taken again whatever is left of the budget.
+    """
     attempts: list[Round] = []
-    while len(attempts) <= retakes:
+    while len(attempts) <= retakes or (len(attempts) <= RETAKES and not attempts[-1].is_whole):
         attempts.append(_watched_round(order, conditions))
         if attempts[-1].trouble <= 1:
             break
