@@ -13,7 +13,7 @@ import pytest
 from vdpa_net.bench.case import SUBJECT, Case, CaseResult
 from vdpa_net.bench.pace import Evenness, Pace, unevenness
 from vdpa_net.bench.rounds import MOST_UNEVEN, MOST_WAITED, RETAKES, Conditions, in_turn, run_case
-from vdpa_net.bench.waiting import Waits, run_delays_ns
+from vdpa_net.bench.waiting import RunTime, Waits, busiest, run_times
 
 PEER, LIMIT = "peer", "limit"
 FAST, SLOW = 35.0, 65.0
@@ -147,12 +147,19 @@ def test_what_threads_of_a_process_have_waited_is_read_from_the_kernel() -> None
             with waits.of(processes[0].pid):
                 assert processes[0].poll() is None
                 select.select([], [], [], 0.01)
-        assert max(run_delays_ns(processes[0].pid).values()) >= 1e6
+        assert max(told.waited_ns for told in run_times(processes[0].pid).values()) >= 1e6
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    assert run_delays_ns(processes[0].pid) == {}
+    assert run_times(processes[0].pid) == {}
+
+
+def test_of_a_process_the_thread_that_runs_most_is_asked_how_long_it_waited() -> None:
+    before = {1: RunTime(900, 50), 2: RunTime(10, 10)}
+    after = {1: RunTime(901, 5000), 2: RunTime(110, 17), 3: RunTime(20, 4000)}
+    assert busiest(before, after) == RunTime(100, 7)
+    assert busiest({}, {}) == RunTime()
 
 
 @pytest.mark.parametrize("names", [(SUBJECT,), (SUBJECT, PEER)])

@@ -7,8 +7,9 @@ in the time that a thread is ready to run and does not (the second number of /pr
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -24,23 +25,41 @@ class Waits:
 
     @contextmanager
     def of(self, *pids: int) -> Iterator[None]:
-        """Meanwhile the thread of each of these processes counts that waits most: the one that does the work.
+        """Meanwhile the thread of each of these processes counts that runs most: the one that does the work.
 
-        One that stands still does not wait.
+        Others wait by themselves: testpmd's main thread gets a signal for each frame that comes to a tap, on
+        the processor on which the front end polls. One that stands still does not wait.
         """
-        before = [run_delays_ns(pid) for pid in pids]
+        before = [run_times(pid) for pid in pids]
         yield
         for pid, earlier in zip(pids, before, strict=True):
-            waits = (waited - earlier.get(thread, 0) for thread, waited in run_delays_ns(pid).items())
-            self.total_ns += max(waits, default=0)
+            self.total_ns += busiest(earlier, run_times(pid)).waited_ns
 
 
-def run_delays_ns(pid: int) -> dict[int, int]:
-    """What each thread of a process has waited since it began. Those that end meanwhile are left out."""
+@dataclass(frozen=True, order=True)
+class RunTime:
+    """How long a thread has run, and has waited to."""
+
+    ran_ns: int = 0
+    waited_ns: int = 0
+
+
+def busiest(before: Mapping[int, RunTime], after: Mapping[int, RunTime]) -> RunTime:
+    """What the thread that ran most did between two looks; one that is new began with nothing."""
+    spent = []
+    for thread, late in after.items():
+        early = before.get(thread, RunTime())
+        spent.append(RunTime(late.ran_ns - early.ran_ns, late.waited_ns - early.waited_ns))
+    return max(spent, default=RunTime())
+
+
+def run_times(pid: int) -> dict[int, RunTime]:
+    """Each thread of a process since it began. Those that end meanwhile are left out."""
     told = {}
     for task in Path(f"/proc/{pid}/task").glob("*"):
         try:
-            told[int(task.name)] = int((task / "schedstat").read_text().split()[1])
+            ran, waited, _turns = map(int, (task / "schedstat").read_text().split())
         except OSError:
             continue
+        told[int(task.name)] = RunTime(ran, waited)
     return told
