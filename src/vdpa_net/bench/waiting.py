@@ -27,8 +27,8 @@ class Waits:
     def of(self, *pids: int) -> Iterator[None]:
         """Meanwhile the thread of each of these processes counts that runs most: the one that does the work.
 
-        Others wait by themselves: testpmd's main thread gets a signal for each frame that comes to a tap, on
-        the processor on which the front end polls. One that stands still does not wait.
+        Others wait by themselves: those of testpmd get a signal for each frame that comes to a tap, on the
+        processor on which the front end polls. One that stands still does not wait.
         """
         before = [run_times(pid) for pid in pids]
         yield
