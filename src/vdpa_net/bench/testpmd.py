@@ -96,15 +96,16 @@ class Testpmd:
         """End it."""
         self.go_on()
         self._process.terminate()
+        assert self._process.stdin is not None
+        # One that waits for commands sees the signal when its standard input ends. What it was asked last it
+        # may not have read.
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        assert self._process.stdin is not None
-        # What it was asked last it may not have read.
-        with suppress(BrokenPipeError):
-            self._process.stdin.close()
         self._output.join()
 
 
