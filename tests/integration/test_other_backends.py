@@ -112,8 +112,10 @@ def test_our_own_device_serves_other_peoples_front_ends(
         vhost_device("melt")
 
 
-def test_the_example_for_other_projects_runs(tmp_path: Path) -> None:
+def test_the_example_for_other_projects_runs(tmp_path: Path, socket_dir: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(EXAMPLE)]
+    # Its cleaning up is about directories of its own.
+    command += ["--basetemp", str(socket_dir / "inner")]
     done = subprocess.run(
         [*command, str(EXAMPLE)], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
