@@ -155,8 +155,7 @@ pub trait Ring: Send + std::fmt::Debug {
         line: &[Taken; LINE_CHAINS],
         lens: [u32; LINE_CHAINS],
     ) -> RingResult<()> {
-        let mut chains = line.iter().zip(lens);
-        chains.try_for_each(|(taken, len)| self.push_used(memory, *taken, len))
+        push_each(self, memory, line, lens)
     }
     /// Show all pushed elements to the driver; true: it wants an interrupt for them.
     fn publish(&mut self, memory: &Memory<'_>) -> RingResult<bool>;
@@ -170,6 +169,17 @@ pub trait Ring: Send + std::fmt::Debug {
     fn state(&self) -> RingState;
     /// Number of descriptors.
     fn size(&self) -> u16;
+}
+
+/// What [`Ring::push_line`] does where the elements do not lie side by side.
+fn push_each(
+    ring: &mut (impl Ring + ?Sized),
+    memory: &Memory<'_>,
+    line: &[Taken; LINE_CHAINS],
+    lens: [u32; LINE_CHAINS],
+) -> RingResult<()> {
+    let mut chains = line.iter().zip(lens);
+    chains.try_for_each(|(taken, len)| ring.push_used(memory, *taken, len))
 }
 
 /// Check that the areas of a ring are where they were: behind an IOMMU their maps come and go.

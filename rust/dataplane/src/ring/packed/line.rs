@@ -16,7 +16,7 @@
 //! rest of a batch, which is written whole; or, if it does not lie where used descriptors are due, not a line at all.
 
 use super::super::chain::{Line, Taken, DESCRIPTOR_BYTES, INDIRECT, LINE_CHAINS, NEXT, WRITE};
-use super::super::{Ring, RingResult};
+use super::super::{push_each, RingResult};
 use super::position::Position;
 use super::{is_available, used_flags, HeldBack, PackedQueue, FLAGS};
 use crate::memory::{Memory, LINE_BYTES};
@@ -80,8 +80,7 @@ impl PackedQueue {
         let place = self.line_at(self.used).filter(|_| are_single);
         let Some(place) = place.filter(|place| memory.write_line(*place, half, begins_batch))
         else {
-            let mut chains = line.iter().zip(lens);
-            return chains.try_for_each(|(taken, len)| self.push_used(memory, *taken, len));
+            return push_each(self, memory, line, lens);
         };
         if begins_batch {
             self.held_back = Some(HeldBack {

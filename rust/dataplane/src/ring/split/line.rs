@@ -10,7 +10,7 @@
 //! *Giving back*: nobody looks at used elements before used->idx covers them, so their order is no matter.
 
 use super::super::chain::{Line, Taken, INDIRECT, LINE_CHAINS, NEXT, WRITE};
-use super::super::{Ring, RingResult};
+use super::super::{push_each, RingResult};
 use super::{used_bytes, SplitQueue, AVAIL_RING, USED_ELEMENT_BYTES, USED_RING};
 use crate::memory::{Memory, Range};
 
@@ -71,8 +71,7 @@ impl SplitQueue {
             memory.write_pairs(place, element)
         });
         if !is_written {
-            let mut chains = line.iter().zip(lens);
-            return chains.try_for_each(|(taken, len)| self.push_used(memory, *taken, len));
+            return push_each(self, memory, line, lens);
         }
         self.next_used_idx = self.next_used_idx.wrapping_add(LINE_ENTRIES);
         self.in_flight = self.in_flight.wrapping_sub(LINE_ENTRIES);
