@@ -3,7 +3,7 @@
 
 use crate::model::Rig;
 use crate::packed_driver::PackedDriver;
-use crate::support::{lies_in_one_map, open, Driver, Features, Guest, Piece, PAGE};
+use crate::support::{lies_in_one_map, offer, open, Driver, Features, Guest, Piece, PAGE};
 use vdpa_net_dataplane::memory::Memory;
 use vdpa_net_dataplane::ring::{AnyRing, Chain, Line, Taken, LINE_CHAINS};
 
@@ -72,14 +72,7 @@ fn ready(size: u16, buffers: usize) -> (Guest, PackedDriver, AnyRing) {
     let guest = Guest::new();
     let mut driver = PackedDriver::new(&guest, size, true, 0);
     let ring = open(&guest, &driver, PACKED, 0, false);
-    let piece = Piece {
-        iova: guest.allocate(64, 1),
-        len: 64,
-        writable: true,
-    };
-    (0..buffers).for_each(|_| {
-        driver.add(&guest, &[piece], false);
-    });
+    offer(&guest, &mut driver, buffers);
     (guest, driver, ring)
 }
 

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use crate::packed_driver::PackedDriver;
 use crate::split_driver::SplitDriver;
-use crate::support::{changed_pages, open, Driver, Features, Guest, Piece, PAGE};
+use crate::support::{changed_pages, offer, open, Driver, Features, Guest, Piece, PAGE};
 use vdpa_net_dataplane::ring::{AnyRing, Chain, Taken};
 
 fn features(packed: bool, event_idx: bool) -> Features {
@@ -82,14 +82,7 @@ fn ready(packed: bool, buffers: usize) -> (Guest, Box<dyn Driver>, AnyRing) {
     let guest = Guest::new();
     let mut driver = driver(&guest, packed, 8, true, 0);
     let ring = open(&guest, driver.as_ref(), features(packed, true), 0, false);
-    let piece = Piece {
-        iova: guest.allocate(64, 1),
-        len: 64,
-        writable: true,
-    };
-    (0..buffers).for_each(|_| {
-        driver.add(&guest, &[piece], false);
-    });
+    offer(&guest, driver.as_mut(), buffers);
     guest.start_log();
     (guest, driver, ring)
 }

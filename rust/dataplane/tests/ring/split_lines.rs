@@ -2,7 +2,7 @@
 //! Chains that a split ring gives out and takes back four at a time.
 
 use crate::split_driver::SplitDriver;
-use crate::support::{open, Driver, Features, Guest, Piece, INDIRECT, MAP_BYTES, NEXT, PAGE};
+use crate::support::{offer, open, Driver, Features, Guest, INDIRECT, MAP_BYTES, NEXT, PAGE};
 use vdpa_net_dataplane::memory::Memory;
 use vdpa_net_dataplane::ring::{AnyRing, Chain, Line, Taken, LINE_CHAINS};
 
@@ -17,14 +17,7 @@ fn ready(passed: u64, buffers: usize) -> (Guest, SplitDriver, AnyRing) {
     let guest = Guest::new();
     let mut driver = SplitDriver::new(&guest, 8, true, passed);
     let mut ring = open(&guest, &driver, SPLIT, passed, false);
-    let piece = Piece {
-        iova: guest.allocate(64, 1),
-        len: 64,
-        writable: true,
-    };
-    (0..buffers).for_each(|_| {
-        driver.add(&guest, &[piece], false);
-    });
+    offer(&guest, &mut driver, buffers);
     // Lines are taken of what is known to be there.
     assert_eq!(ring.has_available(&guest.space.lock()), Ok(buffers > 0));
     (guest, driver, ring)
@@ -68,15 +61,7 @@ fn used_elements_on_both_sides_of_a_page_are_marked_on_both() {
     let used = driver.areas().2;
     assert_eq!(used % PAGE, PAGE - 24);
     let mut ring = open(&guest, &driver, SPLIT, 0, false);
-    let (iova, len, writable) = (guest.allocate(64, 1), 64, true);
-    let piece = Piece {
-        iova,
-        len,
-        writable,
-    };
-    (0..4).for_each(|_| {
-        driver.add(&guest, &[piece], false);
-    });
+    offer(&guest, &mut driver, LINE_CHAINS);
     guest.start_log();
     let memory = guest.space.lock();
     assert_eq!(ring.has_available(&memory), Ok(true));
@@ -162,15 +147,7 @@ fn no_line_is_taken_whose_used_elements_can_not_be_written() {
     let mut ring = open(&guest, &driver, SPLIT, 0, false);
     let (_, _, used) = driver.areas();
     guest.forbid_writing(used);
-    let (iova, len, writable) = (guest.allocate(64, 1), 64, true);
-    let piece = Piece {
-        iova,
-        len,
-        writable,
-    };
-    (0..4).for_each(|_| {
-        driver.add(&guest, &[piece], false);
-    });
+    offer(&guest, &mut driver, LINE_CHAINS);
     let memory = guest.space.lock();
     assert_eq!(ring.has_available(&memory), Ok(true));
     assert_eq!(take_line(&mut ring, &memory), None);
@@ -185,15 +162,7 @@ fn no_line_is_taken_where_a_part_of_the_ring_lies_in_two_maps() {
         guest.allocate(MAP_BYTES - before, 16);
         let mut driver = SplitDriver::new(&guest, 8, true, 4);
         let mut ring = open(&guest, &driver, SPLIT, 4, false);
-        let (iova, len, writable) = (guest.allocate(64, 1), 64, true);
-        let piece = Piece {
-            iova,
-            len,
-            writable,
-        };
-        (0..4).for_each(|_| {
-            driver.add(&guest, &[piece], false);
-        });
+        offer(&guest, &mut driver, LINE_CHAINS);
         let memory = guest.space.lock();
         assert_eq!(ring.has_available(&memory), Ok(true));
         assert_eq!(take_line(&mut ring, &memory), None, "{before} bytes");

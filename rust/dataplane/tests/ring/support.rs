@@ -248,6 +248,18 @@ pub fn open(
     ring::open(&config, &guest.space.lock()).expect("open")
 }
 
+/// Make so many buffers available, all at one place that the device may write.
+pub fn offer(guest: &Guest, driver: &mut dyn Driver, buffers: usize) {
+    let piece = Piece {
+        iova: guest.allocate(64, 1),
+        len: 64,
+        writable: true,
+    };
+    (0..buffers).for_each(|_| {
+        driver.add(guest, &[piece], false);
+    });
+}
+
 /// One descriptor, in either layout.
 pub fn descriptor(addr: u64, len: u32, third: u16, fourth: u16) -> [u8; 16] {
     let mut bytes = [0; 16];
